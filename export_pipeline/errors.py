@@ -1,0 +1,114 @@
+"""Every error that a person may meet.
+
+    ExportPipelineError
+    ├── ConfigurationError        a setting, a key file or a data type configuration is wrong
+    ├── InvalidRequest            what was asked cannot be exported: unknown type, bad format, unknown user
+    ├── RequestNotFound           no export request has this id
+    ├── WrongStatus               the request exists, but its status does not allow the action
+    ├── RunNotEntitled            another run, or a newer attempt, owns the request
+    ├── DatabaseError             our own tables
+    │   ├── DatabaseUnavailable   (retryable)
+    │   └── NotMigrated
+    ├── SourceError               where users' data lives
+    │   ├── SourceUnavailable     (retryable)
+    │   └── SourceRefused         permission, timeout, an object that changed under the run
+    ├── VaultError                bytes at rest
+    │   ├── KeyUnusable
+    │   ├── SealBroken            truncated, altered or not sealed for our keys
+    │   └── StorageUnavailable    (retryable)
+    └── FileNotVerified           a delivered file does not agree with its manifest
+
+A message is one sentence for the person who can act on it; ``hint`` says how to mend it. Neither ever holds
+personal data: errors travel into Dagster's event log and into ``export_requests.error_message``.
+"""
+
+from __future__ import annotations
+
+
+class ExportPipelineError(Exception):
+    """The root: everything that this package raises on purpose.
+
+    Args:
+        message: One sentence, free of personal data.
+        hint: What to do about it, or empty.
+    """
+
+    retryable = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".rstrip()
+
+
+class ConfigurationError(ExportPipelineError):
+    """A setting, a key file or a data type configuration is wrong."""
+
+
+class InvalidRequest(ExportPipelineError):
+    """What was asked cannot be exported."""
+
+
+class RequestNotFound(ExportPipelineError):
+    """No export request has this id."""
+
+
+class WrongStatus(ExportPipelineError):
+    """The request exists, but its status does not allow the action."""
+
+
+class RunNotEntitled(ExportPipelineError):
+    """Another run, or a newer attempt, owns the request: this run must end without touching it."""
+
+
+class DatabaseError(ExportPipelineError):
+    """Something is wrong with our own tables."""
+
+
+class DatabaseUnavailable(DatabaseError):
+    """Our database cannot be reached now."""
+
+    retryable = True
+
+
+class NotMigrated(DatabaseError):
+    """Our tables are absent, or of another version."""
+
+
+class SourceError(ExportPipelineError):
+    """Something is wrong with the database where users' data lives."""
+
+
+class SourceUnavailable(SourceError):
+    """The source cannot be reached now."""
+
+    retryable = True
+
+
+class SourceRefused(SourceError):
+    """The source answered no: permission, timeout, or an object that changed under the run."""
+
+
+class VaultError(ExportPipelineError):
+    """Something is wrong with the bytes at rest."""
+
+
+class KeyUnusable(VaultError):
+    """No usable key: nothing is written without one."""
+
+
+class SealBroken(VaultError):
+    """Truncated, altered, or not sealed for any of our keys."""
+
+
+class StorageUnavailable(VaultError):
+    """The store cannot be reached, or refuses, now."""
+
+    retryable = True
+
+
+class FileNotVerified(ExportPipelineError):
+    """A delivered file does not agree with its manifest."""

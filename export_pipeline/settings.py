@@ -1,0 +1,90 @@
+"""Everything that an operator can set, read once from ``EXPORT_PIPELINE_*`` variables or a ``.env`` file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from export_pipeline.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """The installation's settings. An unset URL means the embedded default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EXPORT_PIPELINE_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(Path(".export-pipeline"), description="State folder: embedded database, keys, files.")
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL for our tables and Dagster's storage; unset starts the embedded server."
+    )
+    source_url: SecretStr | None = Field(
+        None, description="PostgreSQL where users' data lives; unset means the same database."
+    )
+    storage_url: str | None = Field(
+        None, description="file:///folder or s3://bucket/prefix; unset means the folder `storage` in home."
+    )
+    key_file: Path | None = Field(
+        None, description="age identity file; unset means `keys/age.txt` in home, made by `migrate` and `up`."
+    )
+    postgres_account: str | None = Field(
+        None,
+        description="Account that runs the embedded server when we are root; unset means postgres or nobody.",
+    )
+    api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard.")
+    ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Runs that a request gets before it fails.")
+    max_concurrent_runs: int = Field(2, ge=1, le=1000, description="Export runs at the same time.")
+    source_statement_timeout_s: Annotated[int, Field(ge=0)] = Field(
+        3600, description="Longest single statement on the source, in seconds; 0 means no limit."
+    )
+    source_lock_timeout_s: Annotated[int, Field(ge=0)] = Field(
+        10, description="Longest wait for a lock on the source, in seconds; 0 means no limit."
+    )
+    retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("database_url", "source_url")
+    @classmethod
+    def _postgres_only(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or not url.get_secret_value():
+            return None
+        if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return url
+
+    @field_validator("storage_url")
+    @classmethod
+    def _known_store(cls, url: str | None) -> str | None:
+        if url and not url.startswith(("file:///", "s3://")):
+            raise ValueError("must be file:///folder or s3://bucket/prefix")
+        return url or None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether our tables live in the server that comes with the package."""
+        return self.database_url is None
+
+
+def load() -> Settings:
+    """Read the environment.
+
+    Raises:
+        ConfigurationError: A variable has a value that cannot be used; names it, never its value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        faults = "; ".join(
+            f"EXPORT_PIPELINE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors(include_input=False, include_context=False)
+        )
+        raise ConfigurationError(f"Settings are wrong: {faults}.") from None
