@@ -1,0 +1,119 @@
+"""What the source says about the configured tables: names are checked against it, never trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import dict_row
+
+from export_pipeline.collect.source import Snapshot
+from export_pipeline.models import DataTypeConfig
+
+#: An exact name on the search path first, then whatever PostgreSQL itself would understand by the text.
+_RESOLVE_EXACT = """
+SELECT c.oid FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND (c.relname = %(name)s AND pg_catalog.pg_table_is_visible(c.oid)
+       OR n.nspname || '.' || c.relname = %(name)s)
+ORDER BY pg_catalog.pg_table_is_visible(c.oid) DESC, c.oid LIMIT 1
+"""
+_RESOLVE_PARSED = """
+SELECT c.oid FROM pg_catalog.pg_class AS c
+WHERE c.oid = pg_catalog.to_regclass(%(name)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+"""
+_TABLE = """
+SELECT n.nspname AS schema, c.relname AS table, c.relkind = 'r' AS has_ctid,
+       pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+       AND pg_catalog.has_any_column_privilege(c.oid, 'SELECT') AS readable
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = %(oid)s
+"""
+_ATTRIBUTES = """
+SELECT attname AS name, pg_catalog.format_type(atttypid, atttypmod) AS type, attnum AS number
+FROM pg_catalog.pg_attribute WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+#: The primary key, or else the smallest unique index over columns that are never NULL.
+_KEY = """
+SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS k (attnum, position)
+             JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             ORDER BY k.position) AS columns
+FROM pg_catalog.pg_index AS i
+WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND NOT EXISTS (SELECT FROM unnest(i.indkey[0:i.indnkeyatts - 1]) AS k (attnum)
+                  JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                  WHERE NOT a.attnotnull)
+ORDER BY i.indisprimary DESC, i.indnkeyatts, i.indexrelid LIMIT 1
+"""
+_LEADING_INDEX = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_index AS i
+    JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+    WHERE i.indrelid = %(oid)s AND i.indisvalid AND i.indpred IS NULL AND a.attname = %(column)s) AS indexed
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTable:
+    """A configured table as the source has it.
+
+    Attributes:
+        schema: Its schema.
+        table: Its name.
+        columns: Column name → PostgreSQL type, in the table's order.
+        key: Columns of the primary key or of a unique index; empty when there is none.
+        has_ctid: Whether rows have a physical address, to order by when there is no key.
+        readable: Whether our role may read it.
+        user_column_indexed: Whether an index begins with the user column.
+    """
+
+    schema: str
+    table: str
+    columns: dict[str, str]
+    key: tuple[str, ...]
+    has_ctid: bool
+    readable: bool
+    user_column_indexed: bool
+
+
+def describe(snapshot: Snapshot, config: DataTypeConfig) -> SourceTable | None:
+    """Look a configured table up in the source.
+
+    Returns:
+        What is there, or None when the source has no such table.
+
+    Raises:
+        SourceError: The source cannot be asked.
+    """
+    oid = _resolve(snapshot, config.table_name)
+    if oid is None:
+        return None
+    with snapshot.attempt() as connection, connection.cursor(row_factory=dict_row) as cursor:
+        asked = {"oid": oid, "column": config.user_id_column}
+        table = cursor.execute(_TABLE, asked).fetchone()
+        attributes = cursor.execute(_ATTRIBUTES, asked).fetchall()
+        key = cursor.execute(_KEY, asked).fetchone()
+        index = cursor.execute(_LEADING_INDEX, asked).fetchone()
+    if table is None:
+        return None
+    return SourceTable(
+        **table,
+        columns={attribute["name"]: attribute["type"] for attribute in attributes},
+        key=tuple(key["columns"]) if key else (),
+        user_column_indexed=bool(index and index["indexed"]),
+    )
+
+
+def _resolve(snapshot: Snapshot, name: str) -> int | None:
+    with snapshot.attempt() as connection:
+        row = connection.execute(_RESOLVE_EXACT, {"name": name}).fetchone()
+    if row is None:
+        try:
+            with snapshot.connection.transaction():
+                row = snapshot.connection.execute(_RESOLVE_PARSED, {"name": name}).fetchone()
+        except (psycopg.errors.SyntaxError, psycopg.errors.InvalidName, psycopg.errors.FeatureNotSupported):
+            # Not even a name to PostgreSQL: there is no such table, and nothing of it was executed.
+            return None
+        except psycopg.errors.InvalidParameterValue:
+            return None
+    return row[0] if row else None

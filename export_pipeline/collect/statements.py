@@ -1,0 +1,132 @@
+"""SQL for the source, composed with the driver's own quoting: nothing is ever interpolated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from psycopg import sql
+
+from export_pipeline.collect.source import literal
+
+
+class RowEncoding(StrEnum):
+    """How PostgreSQL renders a row for us: a format asks for the one that it can frame."""
+
+    CSV = "csv"
+    JSON = "json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extract:
+    """Which rows of which table, in which order.
+
+    Attributes:
+        schema: Schema in the source.
+        table: Table or view.
+        columns: Columns in the order of the delivered file.
+        user_id_column: The column that is compared with the user's id.
+        order_by: Columns that order the rows; ``("ctid",)`` with `by_address` orders by the physical address.
+        by_address: Order by the row's address because the table has no key.
+        matchable: False when the user's id cannot be a value of the user column, so that no row can match.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    user_id_column: str
+    order_by: tuple[str, ...] = ()
+    by_address: bool = False
+    matchable: bool = True
+
+    @classmethod
+    def from_ticket(cls, ticket: dict[str, Any]) -> Extract:
+        """Read what `dataclasses.asdict` and JSON made of it."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in ticket.items()
+        }
+        return cls(**values)
+
+
+def count(extract: Extract, user_id: str) -> sql.Composed:
+    """How many rows there are, by a statement that has nothing in common with the one that reads them."""
+    return sql.SQL("SELECT count(*) FROM {table} WHERE {match}").format(
+        table=_table(extract), match=_match(extract, user_id)
+    )
+
+
+def exists(extract: Extract, user_id: str) -> sql.Composed:
+    """Whether there is any row."""
+    return sql.SQL("SELECT EXISTS (SELECT FROM {table} WHERE {match})").format(
+        table=_table(extract), match=_match(extract, user_id)
+    )
+
+
+def comparable(column_type: str, user_id: str) -> sql.Composed:
+    """A statement that fails when the id is no value of the type; `column_type` must come from the catalogue."""
+    return sql.SQL("SELECT {value}::{type}").format(
+        value=literal(user_id),
+        type=sql.SQL(column_type),  # format_type() of the catalogue, not configuration
+    )
+
+
+def copy_out(extract: Extract, user_id: str, encoding: RowEncoding) -> sql.Composed:
+    """The statement that streams the rows, one line each."""
+    return _COPY[encoding](extract, _select(extract, user_id))
+
+
+def _copy_csv(extract: Extract, select: sql.Composed) -> sql.Composed:
+    return sql.SQL("COPY ({select}) TO STDOUT WITH (FORMAT csv, HEADER, ENCODING 'UTF8')").format(select=select)
+
+
+def _copy_json(extract: Extract, select: sql.Composed) -> sql.Composed:
+    """One JSON object a line.
+
+    JSON text holds no raw control character, so quoting by \\x01 never happens and nothing has to be unescaped. Only
+    a column of type json may bring raw newlines, as white space between its tokens: they become spaces.
+    """
+    alias = _unused("r", extract.columns)
+    return sql.SQL(
+        "COPY (SELECT translate(row_to_json({alias})::text, E'\\n\\r', '  ') FROM ({select}) AS {alias})"
+        " TO STDOUT WITH (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ESCAPE E'\\x01', ENCODING 'UTF8')"
+    ).format(alias=sql.Identifier(alias), select=select)
+
+
+_COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json}
+
+
+def _select(extract: Extract, user_id: str) -> sql.Composed:
+    return sql.SQL("SELECT {columns} FROM {table} WHERE {match}{order}").format(
+        columns=sql.SQL(", ").join(map(sql.Identifier, extract.columns)),
+        table=_table(extract),
+        match=_match(extract, user_id),
+        order=_order(extract),
+    )
+
+
+def _table(extract: Extract) -> sql.Identifier:
+    return sql.Identifier(extract.schema, extract.table)
+
+
+def _match(extract: Extract, user_id: str) -> sql.Composable:
+    if not extract.matchable:
+        return sql.SQL("false")
+    return sql.SQL("{column} = {user_id}").format(
+        column=sql.Identifier(extract.user_id_column), user_id=literal(user_id)
+    )
+
+
+def _order(extract: Extract) -> sql.Composable:
+    if extract.by_address:
+        return sql.SQL(" ORDER BY ctid")
+    if not extract.order_by:
+        return sql.SQL("")
+    return sql.SQL(" ORDER BY {columns}").format(columns=sql.SQL(", ").join(map(sql.Identifier, extract.order_by)))
+
+
+def _unused(name: str, taken: tuple[str, ...]) -> str:
+    """A row alias that is no column: `row_to_json(t)` means the column where there is one named t."""
+    while name in taken:
+        name += "_"
+    return name

@@ -1,0 +1,1 @@
+"""Our own tables: the only room that speaks SQL to them."""

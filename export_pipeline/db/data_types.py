@@ -1,0 +1,83 @@
+"""`data_type_configs`: which data types there are, and where they live in the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from psycopg.rows import dict_row
+
+from export_pipeline.db.pool import Database
+from export_pipeline.models import Actor, AuditAction, DataTypeConfig
+
+_NAMES = tuple(field.name for field in fields(DataTypeConfig))
+_UPSERT = f"""
+INSERT INTO export_pipeline.data_type_configs ({", ".join(_NAMES)})
+VALUES ({", ".join(f"%({name})s" for name in _NAMES)})
+ON CONFLICT (data_type) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _NAMES)}
+WHERE (data_type_configs.*) IS DISTINCT FROM (excluded.*)
+"""
+
+
+class DataTypeStore:
+    """The configuration of data types.
+
+    Args:
+        database: Where our tables live.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[DataTypeConfig]:
+        """Every configured data type, by name."""
+        with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(
+                f"SELECT {', '.join(_NAMES)} FROM export_pipeline.data_type_configs ORDER BY data_type".encode()
+            )
+            return [_config(row) for row in cursor]
+
+    def apply(self, configs: Sequence[DataTypeConfig], actor: Actor, *, prune: bool = False) -> list[str]:
+        """Make the table say what `configs` says, in one transaction with its audit rows.
+
+        Args:
+            configs: The data types to insert or update.
+            actor: Who changes the configuration.
+            prune: Whether data types that `configs` does not name are removed.
+
+        Returns:
+            The data types that changed.
+        """
+        with self._database.connect() as connection:
+            changed = [
+                config.data_type for config in configs if connection.execute(_UPSERT.encode(), _row(config)).rowcount
+            ]
+            if prune:
+                removed = connection.execute(
+                    "DELETE FROM export_pipeline.data_type_configs WHERE data_type <> ALL(%s) RETURNING data_type",
+                    [[config.data_type for config in configs]],
+                )
+                changed += [row[0] for row in removed]
+            for data_type in changed:
+                connection.execute(
+                    "INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent, detail)"
+                    " VALUES (%s, %s, %s, %s, %s)",
+                    [
+                        AuditAction.CONFIGURATION_CHANGED.value,
+                        actor.id,
+                        actor.ip_address,
+                        actor.user_agent,
+                        data_type,
+                    ],
+                )
+        return changed
+
+
+def _config(row: dict[str, Any]) -> DataTypeConfig:
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    return DataTypeConfig(**values)
+
+
+def _row(config: DataTypeConfig) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}

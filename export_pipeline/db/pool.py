@@ -1,0 +1,76 @@
+"""Connections to our own database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from export_pipeline.errors import DatabaseUnavailable
+
+_CONNECT_TIMEOUT_S = 10
+
+
+class Database:
+    """A small pool over one URL. Every door of the room `db` takes one.
+
+    Args:
+        url: PostgreSQL URL.
+        max_size: Connections at the same time.
+    """
+
+    def __init__(self, url: str, *, max_size: int = 4) -> None:
+        self.url = url
+        self._pool = ConnectionPool(
+            url,
+            min_size=0,
+            max_size=max_size,
+            open=False,
+            timeout=_CONNECT_TIMEOUT_S,
+            # After a restart of the server the pool hands out dead connections unless it asks first.
+            check=ConnectionPool.check_connection,
+            kwargs={"application_name": "export-pipeline", "connect_timeout": _CONNECT_TIMEOUT_S},
+        )
+
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection]:
+        """Borrow a connection; its transaction commits at the end of the block, or rolls back on an error.
+
+        Raises:
+            DatabaseUnavailable: The server does not answer, or went away.
+        """
+        self._pool.open()
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except PoolTimeout:
+            raise _unavailable() from None
+        except psycopg.OperationalError as error:
+            # Only a broken connection is 'unavailable'; an operational error with a SQLSTATE of its own is not.
+            if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
+                raise _unavailable() from None
+            raise
+
+    def dedicated(self) -> psycopg.Connection:
+        """Open a connection outside the pool, in autocommit: for locks and LISTEN. The caller closes it.
+
+        Raises:
+            DatabaseUnavailable: The server does not answer.
+        """
+        try:
+            return psycopg.connect(self.url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S)
+        except psycopg.OperationalError:
+            raise _unavailable() from None
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self._pool.close()
+
+
+def _unavailable() -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        "Our database cannot be reached.",
+        hint="Check EXPORT_PIPELINE_DATABASE_URL and run `export-pipeline doctor`.",
+    )

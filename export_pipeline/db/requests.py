@@ -1,0 +1,446 @@
+"""`export_requests`, `export_metadata` and their trail: every change of status is one guarded statement.
+
+Each statement moves a request only from the statuses that allow the move, and writes the audit row in the same
+statement. Nobody reads a status, decides, and writes: two writers at once can't both win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg import Connection
+from psycopg.errors import UniqueViolation
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from export_pipeline.db.pool import Database
+from export_pipeline.errors import InvalidRequest, RequestNotFound, RunNotEntitled, WrongStatus
+from export_pipeline.models import (
+    SYSTEM,
+    Actor,
+    AuditAction,
+    ExportMetadata,
+    ExportRequest,
+    NewRequest,
+    RequestStatus,
+)
+
+_COLUMNS = """request_id, user_id, requested_by, request_type, data_types, format, status, requested_at,
+    completed_at, file_url, error_message, attempt, run_id"""
+
+#: One move of one request: `set` and `guard` are constants of this file, everything else is bound.
+_MOVE = (
+    """
+WITH moved AS (
+    UPDATE export_pipeline.export_requests SET {set}
+    WHERE request_id = %(request_id)s AND {guard}
+    RETURNING *
+), logged AS (
+    INSERT INTO export_pipeline.export_audit_logs
+        (request_id, user_id, action, actor, ip_address, user_agent, detail)
+    SELECT request_id, user_id, %(action)s, %(actor)s, %(ip_address)s, %(user_agent)s, %(detail)s FROM moved
+)
+SELECT """
+    + _COLUMNS
+    + " FROM moved"
+)
+
+_CLAIM = """
+WITH open AS (
+    SELECT request_id FROM export_pipeline.export_requests
+    WHERE status = 'pending' AND claimed_at IS NULL
+    ORDER BY requested_at, request_id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE export_pipeline.export_requests AS r SET claimed_at = now(), attempt = r.attempt + 1
+    FROM open WHERE r.request_id = open.request_id
+    RETURNING r.request_id, r.user_id, r.attempt
+), logged AS (
+    INSERT INTO export_pipeline.export_audit_logs (request_id, user_id, action, actor, detail)
+    SELECT request_id, user_id, %(action)s, %(actor)s, 'attempt ' || attempt FROM claimed
+)
+SELECT request_id, attempt FROM claimed ORDER BY request_id
+"""
+
+#: A claimed request whose run has not begun, or a processing one whose run no longer holds its lease.
+#: The lock is tried last and only on the rows that are old enough: the CTE keeps the planner from trying earlier.
+_STALLED = """
+WITH old AS MATERIALIZED (
+    SELECT request_id, status, attempt, run_id FROM export_pipeline.export_requests
+    WHERE (status = 'pending' AND claimed_at < now() - %(grace)s)
+       OR (status = 'processing' AND started_at < now() - %(grace)s)
+)
+SELECT request_id, status, attempt, run_id FROM old
+WHERE pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))
+ORDER BY request_id
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A request that the sensor took, and the attempt that its run will be."""
+
+    request_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StalledRequest:
+    """A request that says it is on its way while nobody works on it."""
+
+    request_id: str
+    status: RequestStatus
+    attempt: int
+    run_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditEntry:
+    """One row of `export_audit_logs`."""
+
+    log_id: int
+    request_id: str | None
+    user_id: str | None
+    action: str
+    timestamp: datetime
+    ip_address: str | None
+    user_agent: str | None
+    actor: str
+    detail: str
+
+
+class RequestStore:
+    """The life of export requests.
+
+    Args:
+        database: Where our tables live.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # --- reading
+
+    def get(self, request_id: str) -> ExportRequest:
+        """Read one request.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+        """
+        with self._database.connect() as connection:
+            return _get(connection, request_id)
+
+    def search(self, *, status: str | None = None, user_id: str | None = None, limit: int = 50) -> list[ExportRequest]:
+        """Read requests, newest first."""
+        query = f"""
+            SELECT {_COLUMNS} FROM export_pipeline.export_requests
+            WHERE (%(status)s::text IS NULL OR status = %(status)s)
+              AND (%(user_id)s::text IS NULL OR user_id = %(user_id)s)
+            ORDER BY requested_at DESC, request_id LIMIT %(limit)s"""
+        with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(query, {"status": status, "user_id": user_id, "limit": limit})
+            return [_request(row) for row in cursor]
+
+    def metadata(self, request_id: str) -> ExportMetadata | None:
+        """Read what the delivered file of a request holds; None before there is one."""
+        with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute("SELECT * FROM export_pipeline.export_metadata WHERE request_id = %s", [request_id])
+            row = cursor.fetchone()
+        return ExportMetadata(**{**row, "data_types_included": tuple(row["data_types_included"])}) if row else None
+
+    def trail(self, request_id: str) -> list[AuditEntry]:
+        """Read the audit rows of a request, oldest first."""
+        with (
+            self._database.connect() as connection,
+            connection.cursor(row_factory=class_row(AuditEntry)) as cursor,
+        ):
+            cursor.execute(
+                "SELECT * FROM export_pipeline.export_audit_logs WHERE request_id = %s ORDER BY log_id",
+                [request_id],
+            )
+            return cursor.fetchall()
+
+    # --- the way in
+
+    def insert(self, new: NewRequest, actor: Actor) -> ExportRequest:
+        """Write a pending request; the table's trigger writes its audit row in the same transaction.
+
+        Raises:
+            InvalidRequest: The id is taken.
+        """
+        query = f"""
+            INSERT INTO export_pipeline.export_requests
+                (request_id, user_id, requested_by, request_type, data_types, format)
+            VALUES (coalesce(%s, gen_random_uuid()::text), %s, %s, %s, %s, %s) RETURNING {_COLUMNS}"""
+        values = [
+            new.request_id, new.user_id, new.requested_by, new.request_type.value,
+            list(new.data_types), new.format.value,
+        ]  # fmt: skip
+        try:
+            with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
+                cursor.execute(
+                    "SELECT set_config('export_pipeline.ip_address', %s, true),"
+                    " set_config('export_pipeline.user_agent', %s, true)",
+                    [actor.ip_address or "", actor.user_agent or ""],
+                )
+                cursor.execute(query.encode(), values)
+                return _request(_only(cursor.fetchone()))
+        except UniqueViolation:
+            raise InvalidRequest("A request with this id exists already.", hint="Leave the id out.") from None
+
+    def retry(self, request_id: str, actor: Actor) -> ExportRequest:
+        """Put a failed or cancelled request back into the queue; its next run is a new attempt.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+            WrongStatus: It has not failed.
+        """
+        return self._move(
+            request_id,
+            set="status = 'pending', claimed_at = NULL, completed_at = NULL, error_message = NULL",
+            guard="status IN ('failed', 'cancelled')",
+            action=AuditAction.RETRIED,
+            actor=actor,
+        )
+
+    def cancel(self, request_id: str, actor: Actor, *, run_id: str | None = None, detail: str = "") -> ExportRequest:
+        """End a request that has no file yet. With `run_id`, only when that run owns it.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+            WrongStatus: It has ended, or another run owns it.
+        """
+        return self._move(
+            request_id,
+            set="status = 'cancelled', completed_at = now(), error_message = 'Cancelled.'",
+            guard="status IN ('awaiting_approval', 'pending', 'processing')"
+            " AND (%(run_id)s::text IS NULL OR run_id = %(run_id)s)",
+            action=AuditAction.CANCELLED,
+            actor=actor,
+            detail=detail,
+            run_id=run_id,
+        )
+
+    # --- the sensor
+
+    def claim(self, limit: int) -> list[Claim]:
+        """Take up to `limit` open requests, oldest first. Sensors that claim at the same time get different rows."""
+        with (
+            self._database.connect() as connection,
+            connection.cursor(row_factory=class_row(Claim)) as cursor,
+        ):
+            cursor.execute(_CLAIM, {"limit": limit, "action": AuditAction.CLAIMED.value, "actor": SYSTEM.id})
+            return cursor.fetchall()
+
+    def stalled(self, *, grace: timedelta) -> list[StalledRequest]:
+        """Find requests that nobody works on: claimed or begun longer than `grace` ago, and no run holds the lease."""
+        with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            cursor.execute(_STALLED, {"grace": grace})
+            return [StalledRequest(**{**row, "status": RequestStatus(row["status"])}) for row in cursor]
+
+    def requeue(self, stalled: StalledRequest, *, max_attempts: int, detail: str) -> ExportRequest:
+        """Return a stalled request to the queue, or fail it when its attempts are spent.
+
+        Raises:
+            WrongStatus: It moved on meanwhile.
+        """
+        spent = stalled.attempt >= max_attempts
+        message = (
+            f"The run ended unexpectedly {stalled.attempt} times. Look at the run in Dagster, then retry the request."
+        )
+        return self._move(
+            stalled.request_id,
+            set="status = 'failed', completed_at = now(), claimed_at = NULL, error_message = %(message)s"
+            if spent
+            else "status = 'pending', claimed_at = NULL, started_at = NULL",
+            guard="status = %(status)s AND attempt = %(attempt)s AND run_id IS NOT DISTINCT FROM %(run_id)s",
+            action=AuditAction.FAILED if spent else AuditAction.REQUEUED,
+            actor=SYSTEM,
+            detail=detail,
+            status=stalled.status.value,
+            attempt=stalled.attempt,
+            run_id=stalled.run_id,
+            message=message,
+        )
+
+    # --- the run
+
+    def start(self, request_id: str, run_id: str, *, reopen: bool) -> ExportRequest:
+        """Give a request to a run, once. Calling again for the same run is harmless.
+
+        Args:
+            request_id: The request.
+            run_id: The Dagster run.
+            reopen: Whether this run may take up a request that failed or was cancelled: a re-execution that a
+                person asked for may, a run that waited in the queue while the request was cancelled may not.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+            RunNotEntitled: The request has ended, or another run owns it.
+        """
+        with self._database.connect() as connection:
+            owned = _get(connection, request_id)
+            if owned.status is RequestStatus.PROCESSING and owned.run_id == run_id:
+                return owned
+        try:
+            return self._move(
+                request_id,
+                set="status = 'processing', run_id = %(run_id)s, started_at = now(), claimed_at = NULL,"
+                " completed_at = NULL, error_message = NULL, attempt = greatest(attempt, 1)"
+                " + CASE WHEN status IN ('failed', 'cancelled') THEN 1 ELSE 0 END",
+                guard="(status = 'pending' OR (%(reopen)s AND status IN ('failed', 'cancelled')))",
+                action=AuditAction.STARTED,
+                actor=SYSTEM,
+                detail=f"run {run_id}",
+                run_id=run_id,
+                reopen=reopen,
+            )
+        except WrongStatus as error:
+            raise RunNotEntitled(
+                f"This run may not work on the request: {error.message}",
+                hint="Nothing is wrong with the run; use `export-pipeline retry` to export again.",
+            ) from None
+
+    def complete(self, metadata: ExportMetadata, *, run_id: str, file_url: str, partial: str) -> ExportRequest:
+        """Publish the file of a request: metadata, status and audit row in one transaction.
+
+        Args:
+            metadata: What the file holds.
+            run_id: The run that made it; only the owner may complete.
+            file_url: Where the sealed object lies.
+            partial: Empty, or one sentence that names what was asked for and is not in the file.
+
+        Raises:
+            RunNotEntitled: Another run owns the request by now.
+        """
+        with self._database.connect() as connection:
+            moved = _move(
+                connection,
+                metadata.request_id,
+                set="status = %(status)s, completed_at = now(), file_url = %(file_url)s,"
+                " error_message = nullif(%(partial)s, ''), data_types = %(data_types)s",
+                guard="status = 'processing' AND run_id = %(run_id)s",
+                action=AuditAction.PARTIAL if partial else AuditAction.COMPLETED,
+                actor=SYSTEM,
+                detail=f"run {run_id}, {metadata.total_records} records",
+                status=(RequestStatus.PARTIAL if partial else RequestStatus.COMPLETED).value,
+                file_url=file_url,
+                partial=partial,
+                run_id=run_id,
+                data_types=_asked(metadata.manifest),
+            )
+            if moved is None:
+                raise RunNotEntitled("Another run owns the request by now; this file was discarded.")
+            _write_metadata(connection, metadata)
+            return moved
+
+    def fail(self, request_id: str, *, run_id: str, message: str) -> None:
+        """End a request with a reason. Does nothing when the run does not own it (any more)."""
+        with self._database.connect() as connection:
+            _move(
+                connection,
+                request_id,
+                set="status = 'failed', completed_at = now(), error_message = %(message)s",
+                guard="status = 'processing' AND run_id = %(run_id)s",
+                action=AuditAction.FAILED,
+                actor=SYSTEM,
+                detail=f"run {run_id}",
+                run_id=run_id,
+                message=message,
+            )
+
+    def log(self, request_id: str, action: AuditAction, actor: Actor, detail: str = "") -> None:
+        """Write an audit row that goes with no change of status, such as a download."""
+        with self._database.connect() as connection:
+            connection.execute(
+                "INSERT INTO export_pipeline.export_audit_logs"
+                " (request_id, user_id, action, actor, ip_address, user_agent, detail)"
+                " SELECT request_id, user_id, %s, %s, %s, %s, %s"
+                " FROM export_pipeline.export_requests WHERE request_id = %s",
+                [action.value, actor.id, actor.ip_address, actor.user_agent, detail, request_id],
+            )
+
+    def _move(self, request_id: str, **move: Any) -> ExportRequest:
+        with self._database.connect() as connection:
+            moved = _move(connection, request_id, **move)
+            if moved is None:
+                found = _get(connection, request_id)
+                raise WrongStatus(f"The request is {found.status.value.replace('_', ' ')}.")
+            return moved
+
+
+def _move(
+    connection: Connection,
+    request_id: str,
+    *,
+    set: str,
+    guard: str,
+    action: AuditAction,
+    actor: Actor,
+    detail: str = "",
+    **values: Any,
+) -> ExportRequest | None:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            _MOVE.format(set=set, guard=guard).encode(),
+            {
+                **values,
+                "request_id": request_id,
+                "action": action.value,
+                "actor": actor.id,
+                "ip_address": actor.ip_address,
+                "user_agent": actor.user_agent,
+                "detail": detail,
+            },
+        )
+        row = cursor.fetchone()
+    return _request(row) if row else None
+
+
+def _get(connection: Connection, request_id: str) -> ExportRequest:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute(
+            f"SELECT {_COLUMNS} FROM export_pipeline.export_requests WHERE request_id = %s".encode(),
+            [request_id],
+        )
+        row = cursor.fetchone()
+    if row is None:
+        raise RequestNotFound("There is no export request with this id.", hint="`export-pipeline list` shows them.")
+    return _request(row)
+
+
+def _request(row: dict[str, Any]) -> ExportRequest:
+    return ExportRequest(
+        **{**row, "status": RequestStatus(row["status"]), "data_types": tuple(row["data_types"] or ())}
+    )
+
+
+def _write_metadata(connection: Connection, metadata: ExportMetadata) -> None:
+    """A retried request replaces the metadata of an earlier file."""
+    values = {
+        **{name: getattr(metadata, name) for name in metadata.__dataclass_fields__},
+        "data_types_included": list(metadata.data_types_included),
+        "manifest": Jsonb(metadata.manifest),
+    }
+    names: Sequence[str] = list(values)
+    connection.execute(
+        f"""INSERT INTO export_pipeline.export_metadata ({", ".join(names)})
+            VALUES ({", ".join(f"%({name})s" for name in names)})
+            ON CONFLICT (request_id) DO UPDATE
+            SET {", ".join(f"{name} = excluded.{name}" for name in names)}""".encode(),
+        values,
+    )
+
+
+def _asked(manifest: dict[str, Any]) -> list[str]:
+    return [*manifest["data_types"], *(part["data_type"] for part in manifest["not_exported"])]
+
+
+def _only(row: dict[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        raise RuntimeError("INSERT … RETURNING gave no row")
+    return row

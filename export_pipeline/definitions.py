@@ -1,0 +1,14 @@
+"""Everything that Dagster loads, on one screen."""
+
+import dagster as dg
+
+from export_pipeline.defs.jobs import export_user_data
+from export_pipeline.defs.resources import export_run
+from export_pipeline.defs.sensors import new_export_requests, reconcile_export_requests
+from export_pipeline.defs.tickets import TicketIOManager
+
+defs = dg.Definitions(
+    jobs=[export_user_data],
+    sensors=[new_export_requests, reconcile_export_requests],
+    resources={"export_run": export_run, "io_manager": TicketIOManager()},
+)

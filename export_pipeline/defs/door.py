@@ -1,0 +1,61 @@
+"""The frame around every op: whatever happens inside ends as a status of the request and a clear, safe failure."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from export_pipeline.defs.resources import LazyExportRun
+from export_pipeline.errors import ExportPipelineError, RunNotEntitled
+from export_pipeline.export_run import ExportRun
+
+MAX_RETRIES = 2
+_RETRY_WAIT_S = 3
+
+
+@contextmanager
+def door(context: dg.OpExecutionContext, lazy: LazyExportRun) -> Iterator[ExportRun]:
+    """Give the op its run, and turn errors into what Dagster and the request should say.
+
+    Errors of our own are safe to show. Any other may quote values in its text, so only its type and place are shown,
+    and the exception itself never reaches Dagster.
+    """
+    try:
+        yield lazy.get()
+        return
+    except dg.Failure:
+        raise
+    except dg.DagsterExecutionInterruptedError:
+        lazy.get().cancel()
+        raise
+    except ExportPipelineError as error:
+        if error.retryable and context.retry_number < MAX_RETRIES:
+            lazy.get().drop_snapshot()
+            outcome: Exception = dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=_RETRY_WAIT_S)
+        else:
+            _fail(lazy, error)
+            outcome = dg.Failure(str(error), allow_retries=False)
+    except Exception as error:
+        safe = ExportPipelineError(f"Unexpected {type(error).__name__} at {_place(error)}.", hint="Please report it.")
+        _fail(lazy, safe)
+        outcome = dg.Failure(str(safe), allow_retries=False)
+    # Raised outside the except block: an exception raised inside would carry the original along.
+    raise outcome
+
+
+def _fail(lazy: LazyExportRun, error: ExportPipelineError) -> None:
+    """Tell the request. When even that fails, the reconcile sensor finds the request without a run."""
+    if isinstance(error, RunNotEntitled):
+        return
+    try:
+        lazy.get().fail(str(error))
+    except ExportPipelineError:
+        return
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "export_pipeline" in frame.filename] or frames
+    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"

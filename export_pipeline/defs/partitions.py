@@ -1,0 +1,9 @@
+"""Every export request is a partition: Dagster's UI shows requests where it shows partitions."""
+
+import dagster as dg
+
+export_requests = dg.DynamicPartitionsDefinition(name="export_requests")
+
+#: On runs that the sensor asked for. Which attempt of its request a run is.
+ATTEMPT_TAG = "export_pipeline/attempt"
+PARTITION_TAG = "dagster/partition"

@@ -1,0 +1,82 @@
+"""The way from a row to a run, and the way back when a run is lost."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from export_pipeline.db.requests import StalledRequest
+from export_pipeline.defs.jobs import export_user_data
+from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
+from export_pipeline.defs.process import services
+from export_pipeline.errors import WrongStatus
+from export_pipeline.models import SYSTEM, RequestStatus
+
+_CLAIMS_PER_TICK = 100
+#: A run needs some seconds from the claim to its first step; only after that is a missing run suspicious.
+_GRACE = timedelta(seconds=20)
+
+
+@dg.sensor(
+    job=export_user_data,
+    minimum_interval_seconds=2,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="New rows in export_requests → one partitioned run each.",
+)
+def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Claim open requests and ask for their runs. Two sensors at once claim different rows."""
+    claims = services().requests.claim(_CLAIMS_PER_TICK)
+    if not claims:
+        return dg.SkipReason("No new export requests.")
+    return dg.SensorResult(
+        run_requests=[
+            dg.RunRequest(
+                # A run key counts once for ever, so a retry needs another one.
+                run_key=f"{claim.request_id}:{claim.attempt}",
+                partition_key=claim.request_id,
+                tags={ATTEMPT_TAG: str(claim.attempt)},
+            )
+            for claim in claims
+        ],
+        dynamic_partitions_requests=[export_requests.build_add_request([claim.request_id for claim in claims])],
+    )
+
+
+@dg.sensor(
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Requests whose run is gone → back into the queue, or failed with a reason.",
+)
+def reconcile_export_requests(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Find requests that nobody works on and settle each by what became of its run."""
+    settled = [
+        f"{stalled.request_id}: {outcome}"
+        for stalled in services().requests.stalled(grace=_GRACE)
+        if (outcome := _settle(context.instance, stalled))
+    ]
+    return dg.SkipReason("; ".join(settled) or "Every request that is on its way has a run.")
+
+
+def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
+    """Return what was done, or an empty text when the run may still come."""
+    run = _run_of(instance, stalled)
+    claimed_only = stalled.status is RequestStatus.PENDING
+    if run is not None and not run.is_finished:
+        if claimed_only:
+            return ""  # queued or starting; Dagster's run monitoring ends it when it never starts
+        instance.report_run_failed(run, "The run's process is gone: it no longer holds the lease on its request.")
+    try:
+        if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
+            services().requests.cancel(stalled.request_id, SYSTEM, detail=f"run {run.run_id} was terminated")
+            return "cancelled, because its run was"
+        reason = f"run {run.run_id} ended as {run.status.value.lower()}" if run else "its run was never launched"
+        moved = services().requests.requeue(stalled, max_attempts=services().settings.max_attempts, detail=reason)
+    except WrongStatus:
+        return ""  # it moved on while we looked
+    return f"{moved.status.value}, because {reason}"
+
+
+def _run_of(instance: dg.DagsterInstance, stalled: StalledRequest) -> dg.DagsterRun | None:
+    if stalled.status is RequestStatus.PROCESSING:
+        return instance.get_run_by_id(stalled.run_id or "")
+    tags = {PARTITION_TAG: stalled.request_id, ATTEMPT_TAG: str(stalled.attempt)}
+    return next(iter(instance.get_runs(filters=dg.RunsFilter(tags=tags), limit=1)), None)

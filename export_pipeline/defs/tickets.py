@@ -1,0 +1,26 @@
+"""How ops hand tickets to each other: as JSON in our database.
+
+Dagster's default pickles op outputs into a local folder; a re-execution on another machine would not find them.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+from export_pipeline.defs.process import services
+
+
+class TicketIOManager(dg.IOManager):
+    """Stores op outputs in `export_run_tickets`."""
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        """Write the ticket of one output."""
+        run_id, step_key, *output = context.get_identifier()
+        services().tickets.put(run_id, step_key, "/".join(output), obj)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        """Read the ticket that an upstream step wrote, in this run or in the run that it re-executes."""
+        if context.upstream_output is None:
+            raise dg.DagsterInvariantViolationError("Tickets come from ops only.")
+        run_id, step_key, *output = context.upstream_output.get_identifier()
+        return services().tickets.get(run_id, step_key, "/".join(output))

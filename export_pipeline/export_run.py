@@ -1,0 +1,347 @@
+"""What one run does, step by step: the ops of the job are doors to these methods.
+
+A step takes and gives tickets (ids, keys, counts, hashes); rows never pass through Dagster. A run may die after any
+step: a later run of the same request begins by clearing what it left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from export_pipeline import manifest
+from export_pipeline.collect import catalogue, statements
+from export_pipeline.collect.parts import Part, collect
+from export_pipeline.collect.source import Snapshot, Source
+from export_pipeline.db.data_types import DataTypeStore
+from export_pipeline.db.lease import RequestLease
+from export_pipeline.db.pool import Database
+from export_pipeline.db.requests import RequestStore
+from export_pipeline.errors import ExportPipelineError, FileNotVerified, InvalidRequest, SourceRefused
+from export_pipeline.models import SYSTEM, DataTypeConfig, ExportMetadata, ExportRequest
+from export_pipeline.plan import (
+    ExportPlan,
+    PlannedType,
+    export_format,
+    plan_type,
+    request_type,
+    requested_types,
+)
+from export_pipeline.render.formats import RENDERERS, delivered
+from export_pipeline.render.renderer import Document, FoundPart, Renderer
+from export_pipeline.vault.store import Vault
+
+#: The user's id is no value of the user column's type: no row can match.
+_NOT_COMPARABLE = (psycopg.errors.DataError, psycopg.errors.InvalidTextRepresentation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """The ticket for the sealed, delivered file.
+
+    Attributes:
+        key: Its name in the store.
+        url: Where it lies.
+        stored_size: Bytes as stored.
+        size: Bytes as delivered.
+        sha256: Hex digest of the delivered file.
+        export_date: When it was made, ISO 8601.
+        manifest: What is in it.
+    """
+
+    key: str
+    url: str
+    stored_size: int
+    size: int
+    sha256: str
+    export_date: str
+    manifest: dict[str, Any]
+
+    def ticket(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+class ExportRun:
+    """One run of one request.
+
+    Args:
+        database: Our tables.
+        source: Where users' data lives.
+        vault: Where delivered files go.
+        work: Where parts go, sealed like everything else.
+        request_id: The request.
+        run_id: The Dagster run.
+        reopen: Whether the run may take up a request that failed or was cancelled.
+    """
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        source: Source,
+        vault: Vault,
+        work: Vault,
+        request_id: str,
+        run_id: str,
+        reopen: bool,
+    ) -> None:
+        self.request_id = request_id
+        self.run_id = run_id
+        self._requests = RequestStore(database)
+        self._data_types = DataTypeStore(database)
+        self._lease = RequestLease(database, request_id)
+        self._source = source
+        self._vault = vault
+        self._work = work
+        self._reopen = reopen
+        self._request: ExportRequest | None = None
+        self._snapshot: Snapshot | None = None
+        self._open = ExitStack()
+
+    # --- the steps
+
+    def plan(self) -> ExportPlan:
+        """Decide what will be exported, and refuse what is wrong.
+
+        Raises:
+            InvalidRequest: Unknown type, format or user; nothing asked for.
+            ConfigurationError: A configured table or column is not in the source.
+            SourceError: The source cannot be asked.
+            RunNotEntitled: Another run owns the request.
+        """
+        request = self._begin()
+        self._vault.require_key()
+        # Whatever earlier runs left: this one owns the request now.
+        self._vault.delete_below(self.request_id)
+        self._work.delete_below(self.request_id)
+        kind, form = request_type(request.request_type), export_format(request.format)
+        configs = self._data_types.all()
+        chosen = requested_types(kind, request.data_types, configs)
+        snapshot = self._take_snapshot()
+        planned = tuple(self._plan_type(snapshot, config) for config in chosen)
+        self._refuse_unknown_user(snapshot, planned, [config for config in configs if config not in chosen])
+        return ExportPlan(format=form, types=planned)
+
+    def collect(self, plan: ExportPlan, data_type: str) -> Part:
+        """Collect one data type into a sealed part.
+
+        Raises:
+            SourceError: The source went away or refused; the part is not there.
+            VaultError: The part could not be stored.
+            RunNotEntitled: Another run owns the request.
+        """
+        request = self._begin()
+        planned = next(planned for planned in plan.types if planned.data_type == data_type)
+        part = collect(
+            self._take_snapshot(),
+            planned.extract,
+            request.user_id,
+            data_type=data_type,
+            encoding=RENDERERS[plan.format].encoding,
+            key=f"{self._folder}/{data_type}.part",
+            store=self._work.store,
+        )
+        if part.rows != part.rows_in_snapshot:
+            raise SourceRefused(
+                f"The source counted {part.rows_in_snapshot} rows and sent {part.rows}.",
+                hint="A view that changes inside one snapshot cannot be exported.",
+            )
+        return part
+
+    def render_and_store(self, plan: ExportPlan, parts: Sequence[Part], not_exported: Mapping[str, str]) -> StoredFile:
+        """Make the delivered file out of the parts, store it sealed, and read it back.
+
+        Raises:
+            InvalidRequest: No data type could be collected.
+            FileNotVerified: What was read back is not what was collected.
+            SourceError, VaultError, RunNotEntitled: As above.
+        """
+        request = self._begin()
+        if not parts:
+            raise InvalidRequest(f"No data type could be exported: {_sentence(not_exported)}.")
+        parts = self._complete(plan, parts)
+        renderer = RENDERERS[plan.format]
+        export_date = datetime.now(UTC)
+        snapshot = self._take_snapshot().info
+        contents = manifest.build(request, plan, parts, not_exported, snapshot, export_date)
+        document = Document(
+            user_id=request.user_id, request_id=request.request_id, export_date=export_date, manifest=contents
+        )
+        stored = self._vault.store(
+            f"{self._folder}/export.age",
+            renderer.frame(document, parts, lambda part: self._work.open(part.key)),
+        )
+        size, sha256 = self._read_back(renderer, stored.key, parts)
+        return StoredFile(
+            key=stored.key,
+            url=stored.url,
+            stored_size=stored.size,
+            size=size,
+            sha256=sha256,
+            export_date=export_date.isoformat(),
+            manifest=contents,
+        )
+
+    def write_metadata(self, file: StoredFile) -> ExportRequest:
+        """Publish the file: metadata, status and audit row in one transaction; then clear the work area.
+
+        Raises:
+            RunNotEntitled: Another run owns the request by now; the file is discarded.
+        """
+        request = self._begin()
+        try:
+            finished = self._requests.complete(
+                ExportMetadata(
+                    request_id=self.request_id,
+                    user_id=request.user_id,
+                    total_records=file.manifest["total_records"],
+                    data_types_included=tuple(file.manifest["data_types"]),
+                    export_date=datetime.fromisoformat(file.export_date),
+                    file_size_bytes=file.size,
+                    format=file.manifest["format"],
+                    stored_size_bytes=file.stored_size,
+                    sha256=file.sha256,
+                    storage_key=file.key,
+                    content_encoding=RENDERERS[export_format(file.manifest["format"])].content_encoding,
+                    manifest=file.manifest,
+                ),
+                run_id=self.run_id,
+                file_url=file.url,
+                partial=_partial(file.manifest),
+            )
+        except ExportPipelineError:
+            self._clear()
+            raise
+        self._work.delete_below(self.request_id)
+        return finished
+
+    # --- the ends
+
+    def fail(self, message: str) -> None:
+        """End the request with a reason, and leave nothing half-stored."""
+        self._requests.fail(self.request_id, run_id=self.run_id, message=message)
+        self._clear()
+
+    def cancel(self) -> None:
+        """End the request because somebody terminated the run."""
+        self._requests.cancel(self.request_id, SYSTEM, run_id=self.run_id, detail=f"run {self.run_id} was terminated")
+        self._clear()
+
+    def drop_snapshot(self) -> None:
+        """Close the snapshot after the source went away; the next step opens another."""
+        self._open.close()
+        self._snapshot = None
+
+    def close(self) -> None:
+        """Let go of everything that the run holds."""
+        self.drop_snapshot()
+        self._lease.release()
+
+    # --- inside
+
+    @property
+    def _folder(self) -> str:
+        """Of this run alone: one that lost its request can't touch what the next one makes."""
+        return f"{self.request_id}/{self.run_id}"
+
+    def _begin(self) -> ExportRequest:
+        """Own the request: taken at the first step of this process, and made sure of at every later one."""
+        self._lease.acquire()
+        first = self._request is None
+        self._request = self._requests.start(self.request_id, self.run_id, reopen=self._reopen and first)
+        return self._request
+
+    def _take_snapshot(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = self._open.enter_context(self._source.snapshot())
+        return self._snapshot
+
+    def _plan_type(self, snapshot: Snapshot, config: DataTypeConfig) -> PlannedType:
+        table = catalogue.describe(snapshot, config)
+        column_type = table.columns.get(config.user_id_column) if table else None
+        matchable = column_type is not None and self._comparable(snapshot, column_type)
+        return plan_type(config, table, matchable=matchable)
+
+    def _comparable(self, snapshot: Snapshot, column_type: str) -> bool:
+        try:
+            with snapshot.connection.transaction():
+                snapshot.connection.execute(statements.comparable(column_type, self._begin().user_id))
+        except _NOT_COMPARABLE:
+            return False
+        except psycopg.Error:
+            # Not our business here: the statement that reads the rows will say what is wrong.
+            return True
+        return True
+
+    def _refuse_unknown_user(
+        self, snapshot: Snapshot, planned: Sequence[PlannedType], others: Sequence[DataTypeConfig]
+    ) -> None:
+        """A user id that stands in no configured table is a typing error, not a person without data."""
+        user_id = self._begin().user_id
+        for extract in self._extracts(snapshot, planned, others):
+            with snapshot.attempt() as connection:
+                row = connection.execute(statements.exists(extract, user_id)).fetchone()
+            if row and row[0]:
+                return
+        raise InvalidRequest("No configured table of the source knows this user id.", hint="Check the user id.")
+
+    def _extracts(
+        self, snapshot: Snapshot, planned: Sequence[PlannedType], others: Sequence[DataTypeConfig]
+    ) -> Iterator[statements.Extract]:
+        yield from (one.extract for one in planned)
+        for config in others:
+            try:
+                yield self._plan_type(snapshot, config).extract
+            except ExportPipelineError:
+                continue  # a fault in a configuration that this request does not use
+
+    def _complete(self, plan: ExportPlan, parts: Sequence[Part]) -> Sequence[Part]:
+        """Make sure that all parts are there and show one moment; else collect them all again.
+
+        A re-execution, or a source that went away in the middle, leaves parts of an older snapshot.
+        """
+        present = set(self._work.keys(self.request_id))
+        moments = {part.snapshot_id for part in parts}
+        if moments == {self._take_snapshot().info.id} and all(part.key in present for part in parts):
+            return parts
+        return [self.collect(plan, part.data_type) for part in parts]
+
+    def _read_back(self, renderer: Renderer, key: str, parts: Sequence[Part]) -> tuple[int, str]:
+        meter = _Meter()
+        found = renderer.inspect(meter.watch(delivered(self._vault.open(key), renderer.content_encoding)))
+        expected = {part.data_type: FoundPart(rows=part.rows, size=part.size, sha256=part.sha256) for part in parts}
+        if found.parts != expected:
+            raise FileNotVerified("The stored file does not hold what was collected.", hint="Retry the request.")
+        return meter.size, meter.sha256.hexdigest()
+
+    def _clear(self) -> None:
+        self._work.delete_below(self._folder)
+        self._vault.delete_below(self._folder)
+
+
+class _Meter:
+    def __init__(self) -> None:
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.size += len(chunk)
+            self.sha256.update(chunk)
+            yield chunk
+
+
+def _partial(contents: Mapping[str, Any]) -> str:
+    missing = {part["data_type"]: part["reason"] for part in contents["not_exported"]}
+    return f"Not exported: {_sentence(missing)}." if missing else ""
+
+
+def _sentence(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{data_type} ({reason.rstrip('.')})" for data_type, reason in reasons.items())

@@ -1,0 +1,1 @@
+"""Formats: each frames collected parts into the delivered file, and reads a delivered file back to check it."""

@@ -1,0 +1,18 @@
+"""Every format that can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from export_pipeline.models import ExportFormat
+from export_pipeline.render.csv_archive import CsvRenderer
+from export_pipeline.render.json_document import JsonRenderer
+from export_pipeline.render.renderer import Renderer
+from export_pipeline.render.streams import gunzip
+
+RENDERERS: dict[ExportFormat, Renderer] = {renderer.format: renderer for renderer in (JsonRenderer(), CsvRenderer())}
+
+
+def delivered(stored: Iterable[bytes], content_encoding: str) -> Iterator[bytes]:
+    """Turn decrypted bytes of the store into the file that people get."""
+    return gunzip(stored) if content_encoding == "gzip" else iter(stored)

@@ -1,0 +1,148 @@
+"""Small tools for byte streams that several formats need."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+
+from isal import isal_zlib
+
+from export_pipeline.errors import FileNotVerified
+
+_RAW_DEFLATE = -15
+_GZIP = 31
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
+#: Output of one decompression step: a hostile or very regular stream may grow a thousandfold.
+_STEP = 1024 * 1024
+
+
+def gzip_member(deflated: Iterable[bytes], crc32: int, size: int) -> Iterator[bytes]:
+    """Frame a raw deflate stream as a gzip member (RFC 1952); a file may consist of many.
+
+    Args:
+        deflated: The stream.
+        crc32: Of what it decompresses to.
+        size: Bytes that it decompresses to.
+    """
+    yield _GZIP_HEADER
+    yield from deflated
+    yield struct.pack("<LL", crc32, size & 0xFFFFFFFF)
+
+
+def gzip_text(text: bytes) -> bytes:
+    """A whole gzip member for a few bytes."""
+    compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, _RAW_DEFLATE)
+    deflated = compressor.compress(text) + compressor.flush()
+    return b"".join(gzip_member([deflated], isal_zlib.crc32(text), len(text)))
+
+
+def gunzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Decompress gzip members one after the other, in constant memory.
+
+    Raises:
+        FileNotVerified: The stream is cut off or damaged.
+    """
+    decompressor = None
+    for chunk in chunks:
+        rest = chunk
+        while rest:
+            decompressor = decompressor or isal_zlib.decompressobj(_GZIP)
+            yield from _steps(decompressor, rest)
+            rest = decompressor.unused_data
+            if decompressor.eof:
+                decompressor = None
+    if decompressor is not None:
+        raise FileNotVerified("The file is cut off.")
+
+
+def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Decompress one raw deflate stream, in constant memory.
+
+    Raises:
+        FileNotVerified: The stream is cut off or damaged.
+    """
+    decompressor = isal_zlib.decompressobj(_RAW_DEFLATE)
+    for chunk in chunks:
+        yield from _steps(decompressor, chunk)
+    if not decompressor.eof:
+        raise FileNotVerified("The file is cut off.")
+
+
+def _steps(decompressor: isal_zlib.Decompress, data: bytes) -> Iterator[bytes]:
+    try:
+        while data:
+            if out := decompressor.decompress(data, _STEP):
+                yield out
+            data = decompressor.unconsumed_tail
+    except isal_zlib.error:  # type: ignore[misc]
+        raise FileNotVerified("The file is damaged.") from None
+
+
+class Scanner:
+    """Reads a stream by exact sizes or up to a marker.
+
+    Args:
+        chunks: The stream.
+    """
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._buffer = b""
+
+    def exactly(self, size: int) -> bytes:
+        """The next `size` bytes, for small sizes.
+
+        Raises:
+            FileNotVerified: The stream ends before.
+        """
+        while len(self._buffer) < size:
+            self._buffer += self._next()
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """The next `size` bytes, in pieces.
+
+        Raises:
+            FileNotVerified: The stream ends before.
+        """
+        while size:
+            piece, self._buffer = self._buffer[:size], self._buffer[size:]
+            size -= len(piece)
+            if piece:
+                yield piece
+            if size and not self._buffer:
+                self._buffer = self._next()
+
+    def until(self, marker: bytes) -> Iterator[bytes]:
+        """What stands before the next `marker`, in pieces; the marker is consumed.
+
+        Raises:
+            FileNotVerified: The stream ends before the marker.
+        """
+        while (at := self._buffer.find(marker)) < 0:
+            # The end of the buffer may be the beginning of the marker.
+            keep = len(marker) - 1
+            piece, self._buffer = (
+                self._buffer[: len(self._buffer) - keep],
+                self._buffer[-keep:] if keep else b"",
+            )
+            if piece:
+                yield piece
+            self._buffer += self._next()
+        piece, self._buffer = self._buffer[:at], self._buffer[at + len(marker) :]
+        if piece:
+            yield piece
+
+    def rest(self) -> Iterator[bytes]:
+        """Everything that is left."""
+        if self._buffer:
+            yield self._buffer
+            self._buffer = b""
+        yield from self._chunks
+
+    def _next(self) -> bytes:
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            raise FileNotVerified("The file is cut off.")
+        return chunk

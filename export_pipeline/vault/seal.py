@@ -1,0 +1,150 @@
+"""The age seal over streams: `seal` turns plain chunks into sealed ones, `unseal` the other way round.
+
+Both work in constant memory. age authenticates 64 KiB at a time, so `unseal` may yield the beginning of a file before
+it finds that the end is missing: a reader must not trust what it got until the iterator has ended without an error.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pyrage
+
+from export_pipeline.errors import SealBroken
+from export_pipeline.vault.keys import KeyRing
+
+_CHUNK = 256 * 1024
+_QUEUED_CHUNKS = 8
+
+
+def seal(chunks: Iterable[bytes], ring: KeyRing, write: Callable[[bytes], Any]) -> None:
+    """Encrypt `chunks` for the installation's current key and hand the sealed bytes to `write`.
+
+    Raises:
+        Exception: Whatever `chunks` or `write` raised, unchanged.
+    """
+    reader = _Reader(chunks)
+    writer = _Writer(write)
+    try:
+        pyrage.encrypt_io(reader, writer, [ring.recipient])
+    except Exception:
+        # The library wraps what happened in our iterator; the cause is what the caller can act on.
+        if fault := reader.fault or writer.fault:
+            raise fault from None
+        raise
+    writer.end()
+
+
+def unseal(sealed: Iterable[bytes], ring: KeyRing) -> Iterator[bytes]:
+    """Decrypt, in chunks of about 256 KiB.
+
+    The library pushes and we are pulled from, so it runs in a thread of its own behind a short queue.
+
+    Raises:
+        SealBroken: Truncated, altered, or sealed for other keys.
+    """
+    pipe: queue.Queue[bytes | Exception | None] = queue.Queue(_QUEUED_CHUNKS)
+    stopped = threading.Event()
+
+    def put(item: bytes | Exception | None) -> None:
+        while not stopped.is_set():
+            try:
+                return pipe.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+        raise _StoppedError
+
+    thread = threading.Thread(target=_pump, args=(_Reader(sealed), ring, put), name="unseal", daemon=True)
+    thread.start()
+    try:
+        while (item := pipe.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class _StoppedError(Exception):
+    """Nobody reads any more."""
+
+
+def _pump(reader: _Reader, ring: KeyRing, put: Callable[[bytes | Exception | None], None]) -> None:
+    writer = _Writer(put)
+    try:
+        try:
+            pyrage.decrypt_io(reader, writer, list(ring.identities))
+            writer.end()
+            put(None)
+        except _StoppedError:
+            return
+        except Exception as error:
+            if isinstance(writer.fault, _StoppedError):
+                return
+            put(reader.fault or _broken(error))
+    except _StoppedError:
+        return
+
+
+def _broken(error: Exception) -> SealBroken:
+    if "No matching keys" in str(error):
+        return SealBroken(
+            "The file is not sealed for any of this installation's keys.",
+            hint="Restore the key file it was made with.",
+        )
+    return SealBroken("The sealed file is damaged: it was cut off or altered.")
+
+
+class _Reader:
+    """What the library reads from: an iterator of chunks with a `read`."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+        self.fault: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._rest:
+            try:
+                chunk = next(self._chunks, None)
+            except Exception as error:
+                self.fault = error
+                raise
+            if chunk is None:
+                return b""
+            self._rest = memoryview(chunk)
+        if size < 0:
+            size = len(self._rest)
+        taken, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(taken)
+
+
+class _Writer:
+    """What the library writes to: gathers its small writes into chunks."""
+
+    def __init__(self, write: Callable[[bytes], Any]) -> None:
+        self._write = write
+        self._buffer = bytearray()
+        self.fault: Exception | None = None
+
+    def write(self, data: bytes) -> int:
+        self._buffer += data
+        if len(self._buffer) >= _CHUNK:
+            self.end()
+        return len(data)
+
+    def flush(self) -> None:
+        """The library flushes at the end; `end` does it for us."""
+
+    def end(self) -> None:
+        if self._buffer:
+            chunk, self._buffer = bytes(self._buffer), bytearray()
+            try:
+                self._write(chunk)
+            except Exception as error:
+                self.fault = error
+                raise

@@ -1,0 +1,169 @@
+"""The composition root: settings become working parts here, and nowhere else."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from export_pipeline import embedded
+from export_pipeline.collect.source import Source
+from export_pipeline.db.data_types import DataTypeStore
+from export_pipeline.db.migrate import migrate, require_current
+from export_pipeline.db.pool import Database
+from export_pipeline.db.requests import RequestStore
+from export_pipeline.db.tickets import TicketStore
+from export_pipeline.errors import DatabaseUnavailable
+from export_pipeline.export_run import ExportRun
+from export_pipeline.intake import Intake
+from export_pipeline.settings import Settings
+from export_pipeline.vault import keys
+from export_pipeline.vault.store import Vault
+
+
+@dataclass(kw_only=True)
+class Services:
+    """Everything that a process needs, made from one `Settings`; close it when done.
+
+    Attributes:
+        settings: What it was made from.
+        database_url: Our database, embedded or not.
+        database: A pool over it.
+    """
+
+    settings: Settings
+    database_url: str
+    database: Database
+    _held: ExitStack = field(repr=False)
+
+    @property
+    def requests(self) -> RequestStore:
+        """The life of requests."""
+        return RequestStore(self.database)
+
+    @property
+    def data_types(self) -> DataTypeStore:
+        """Their configuration."""
+        return DataTypeStore(self.database)
+
+    @property
+    def tickets(self) -> TicketStore:
+        """What ops hand to each other."""
+        return TicketStore(self.database)
+
+    @property
+    def intake(self) -> Intake:
+        """The use cases around a request."""
+        return Intake(self.database)
+
+    @property
+    def source_url(self) -> str:
+        """Where users' data lives."""
+        url = self.settings.source_url
+        return url.get_secret_value() if url else self.database_url
+
+    def source(self) -> Source:
+        """The source, with its protection."""
+        return Source(
+            self.source_url,
+            statement_timeout_s=self.settings.source_statement_timeout_s,
+            lock_timeout_s=self.settings.source_lock_timeout_s,
+        )
+
+    def vault(self) -> Vault:
+        """The store of delivered files."""
+        return Vault(storage_url(self.settings), key_file(self.settings))
+
+    def run(self, request_id: str, run_id: str, *, reopen: bool) -> ExportRun:
+        """The work of one run."""
+        return ExportRun(
+            database=self.database,
+            source=self.source(),
+            vault=self.vault(),
+            work=Vault((self.settings.home / "work").as_uri(), key_file(self.settings)),
+            request_id=request_id,
+            run_id=run_id,
+            reopen=reopen,
+        )
+
+    def close(self) -> None:
+        """Give back connections and, when nobody else uses it, stop the embedded server."""
+        self.database.close()
+        self._held.close()
+
+    def __enter__(self) -> Services:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def connect(settings: Settings, *, prepare: bool = True) -> Services:
+    """Connect to our database, starting the embedded one when it is the default and not running.
+
+    Args:
+        settings: The installation's settings.
+        prepare: Whether an embedded database is brought to the newest version first. A database of your own is only
+            changed by `export-pipeline migrate`.
+
+    Raises:
+        NotMigrated: The tables of your own database are of another version.
+        DatabaseUnavailable: The server does not answer.
+    """
+    held = ExitStack()
+    try:
+        url = _database_url(settings, held)
+        if prepare:
+            with _own(url) as connection:
+                if settings.embedded:
+                    migrate(connection)
+                else:
+                    require_current(connection)
+            if settings.key_file is None:
+                keys.create(key_file(settings))
+        return Services(settings=settings, database_url=url, database=Database(url), _held=held)
+    except BaseException:
+        held.close()
+        raise
+
+
+def apply_migrations(settings: Settings) -> list[str]:
+    """Bring our tables to the newest version, and make the first key.
+
+    Returns:
+        Names of the migrations that were applied now.
+    """
+    with ExitStack() as held:
+        with _own(_database_url(settings, held)) as connection:
+            applied = migrate(connection)
+        if settings.key_file is None:
+            keys.create(key_file(settings))
+    return [f"{migration.version:04d} {migration.name}" for migration in applied]
+
+
+def key_file(settings: Settings) -> Path:
+    """Where the age identities are."""
+    return settings.key_file or settings.home / "keys" / "age.txt"
+
+
+def storage_url(settings: Settings) -> str:
+    """Where delivered files go."""
+    return settings.storage_url or (settings.home / "storage").as_uri()
+
+
+def _database_url(settings: Settings, held: ExitStack) -> str:
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    return held.enter_context(embedded.lease(settings)).server.url
+
+
+def _own(url: str) -> psycopg.Connection:
+    try:
+        return psycopg.connect(url, autocommit=True, connect_timeout=10)
+    except psycopg.OperationalError:
+        raise DatabaseUnavailable(
+            "Our database cannot be reached.",
+            hint="Check EXPORT_PIPELINE_DATABASE_URL; is the server running?",
+        ) from None

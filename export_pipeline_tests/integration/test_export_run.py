@@ -1,0 +1,76 @@
+"""The steps of a run against a real source, without Dagster."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+
+import psycopg
+import pytest
+
+from export_pipeline import sample_source
+from export_pipeline.errors import InvalidRequest, RunNotEntitled
+from export_pipeline.models import Actor, ExportRequest, RequestStatus
+from export_pipeline.render.formats import delivered
+from export_pipeline.wiring import Services
+
+ADMIN = Actor(id="admin")
+
+
+def export(services: Services, **asked: object) -> ExportRequest:
+    request = services.intake.request(actor=ADMIN, **{"kind": "custom", **asked})
+    services.requests.claim(10)
+    run = services.run(request.request_id, "run-1", reopen=False)
+    try:
+        plan = run.plan()
+        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
+        return run.write_metadata(run.render_and_store(plan, parts, {}))
+    finally:
+        run.close()
+
+
+def fetch(services: Services, request: ExportRequest) -> bytes:
+    metadata = services.requests.metadata(request.request_id)
+    return b"".join(delivered(services.vault().open(metadata.storage_key), metadata.content_encoding))
+
+
+def test_json_holds_every_row_of_the_heavy_user(services: Services) -> None:
+    done = export(services, user_id=sample_source.HEAVY_USER, data_types=["user_clicks", "user_profile"])
+    document = json.loads(fetch(services, done))
+    with psycopg.connect(services.source_url) as connection:
+        count = connection.execute(
+            "SELECT count(*) FROM user_clicks WHERE user_id = %s", [sample_source.HEAVY_USER]
+        ).fetchone()[0]
+    assert done.status is RequestStatus.COMPLETED
+    assert len(document["data"]["user_clicks"]) == count >= 200_000
+    assert document["metadata"]["total_records"] == count + 1
+
+
+def test_a_type_without_rows_gives_a_header_and_a_zero(services: Services) -> None:
+    done = export(services, user_id=sample_source.EMPTY_USER, data_types=["user_clicks"], format="csv")
+    with zipfile.ZipFile(io.BytesIO(fetch(services, done))) as archive:
+        rows = list(csv.reader(io.TextIOWrapper(archive.open("user_clicks.csv"), encoding="utf-8", newline="")))
+        manifest = json.loads(archive.read("manifest.json"))
+    assert rows == [["user_id", "element_id", "timestamp"]]
+    assert manifest["parts"][0]["rows"] == 0
+
+
+def test_an_unknown_user_is_refused(services: Services) -> None:
+    with pytest.raises(InvalidRequest, match="knows this user id"):
+        export(services, user_id="nobody-at-all", data_types=["user_clicks"])
+
+
+def test_a_second_run_is_not_entitled(services: Services) -> None:
+    request = services.intake.request(actor=ADMIN, user_id="user-0004", data_types=["user_clicks"])
+    services.requests.claim(10)
+    first = services.run(request.request_id, "run-1", reopen=False)
+    second = services.run(request.request_id, "run-2", reopen=True)
+    try:
+        first.plan()
+        with pytest.raises(RunNotEntitled):
+            second.plan()
+    finally:
+        first.close()
+        second.close()
