@@ -509,11 +509,11 @@ def test_root_keeps_its_folders_closed(tmp_path: Path, wanted: str | None) -> No
         assert wanted is None or server.username() == wanted
         assert server.uids().effective != 0
         assert server.gids().effective != 0
-        assert {line for line in status_of(server) if line.startswith(("CapEff", "CapPrm", "Groups"))} == {
-            "CapEff:\t0000000000000004",
-            "CapPrm:\t0000000000000004",
-            "Groups:\t ",
-        }
+        told = dict(line.split(":\t") for line in status_of(server) if ":\t" in line)
+        # The one capability that opens folders (4), or where the machine withholds it, files as well (2).
+        assert int(told["CapEff"], 16) in {2, 4}
+        assert told["CapPrm"] == told["CapEff"]
+        assert told["Groups"].strip() == ""
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
     assert closed.stat().st_uid == 0
 
