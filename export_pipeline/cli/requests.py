@@ -1,0 +1,163 @@
+"""Commands around one request."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export_pipeline import settings, wiring
+from export_pipeline.cli.output import AsJson, cell, console, human_size, print_json, print_table
+from export_pipeline.db.watch import ON_ITS_WAY, follow
+from export_pipeline.delivery import deliver, save
+from export_pipeline.errors import ExportPipelineError
+from export_pipeline.models import Actor, ExportFormat, ExportRequest, RequestStatus, RequestType
+from export_pipeline.verify import verify as verify_file
+
+RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
+
+
+def request(
+    user: Annotated[str, typer.Option("--user", "-u", help="Whose data.")],
+    data_types: Annotated[
+        list[str] | None, typer.Option("--type", "-t", help="A data type; repeat it for more. Not needed for gdpr.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help=f"One of: {', '.join(ExportFormat)}.")] = "json",
+    kind: Annotated[str, typer.Option("--request-type", help=f"One of: {', '.join(RequestType)}.")] = "custom",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the request has ended; needs `up`.")] = False,
+    timeout: Annotated[float, typer.Option(help="Longest wait, in seconds.")] = 3600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Ask for an export; prints the request's id."""
+    with wiring.connect(settings.load()) as services:
+        made = services.intake.request(user_id=user, data_types=data_types or [], actor=_me(), format=form, kind=kind)
+        if wait:
+            for changed in follow(services.database, [made.request_id], timeout=timeout):
+                made = changed
+                if not as_json:
+                    console.print(f"{made.request_id}  {cell(made.status)}")
+    _show_made(made, waited=wait, as_json=as_json)
+
+
+def status(request_id: RequestId, as_json: AsJson = False) -> None:
+    """Show where a request stands, what its file holds and what happened to it."""
+    with wiring.connect(settings.load()) as services:
+        found = services.requests.get(request_id)
+        metadata = services.requests.metadata(request_id)
+        trail = services.requests.trail(request_id)
+    if as_json:
+        print_json({"request": found, "metadata": metadata, "trail": trail})
+        return
+    shown = {
+        "status": found.status,
+        "user": found.user_id,
+        "requested by": found.requested_by,
+        "type": found.request_type,
+        "format": found.format,
+        "data types": found.data_types,
+        "requested at": found.requested_at,
+        "completed at": found.completed_at,
+        "attempt": found.attempt,
+        "Dagster run": found.run_id,
+        "message": found.error_message,
+    }
+    if metadata:
+        shown |= {"file": human_size(metadata.file_size_bytes), "sha256": metadata.sha256}
+    print_table(["", found.request_id], list(shown.items()))
+    if metadata:
+        parts = [[p["data_type"], p["rows"], human_size(p["bytes"])] for p in metadata.manifest["parts"]]
+        print_table(["data type", "rows", "size"], parts)
+    print_table(["when", "what", "who", "detail"], [[e.timestamp, e.action, e.actor, e.detail] for e in trail])
+
+
+def list_requests(
+    state: Annotated[str | None, typer.Option("--status", help="Only this status.")] = None,
+    user: Annotated[str | None, typer.Option("--user", "-u", help="Only this user.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List requests, newest first."""
+    with wiring.connect(settings.load()) as services:
+        found = services.requests.search(status=state, user_id=user, limit=limit)
+    if as_json:
+        print_json({"requests": found})
+        return
+    print_table(
+        ["id", "status", "user", "type", "format", "requested at", "message"],
+        [
+            [r.request_id, r.status, r.user_id, r.request_type, r.format, r.requested_at, r.error_message]
+            for r in found
+        ],
+    )  # fmt: skip
+
+
+def retry(request_id: RequestId, as_json: AsJson = False) -> None:
+    """Put a failed or cancelled request back into the queue, as a new attempt."""
+    with wiring.connect(settings.load()) as services:
+        moved = services.intake.retry(request_id, _me())
+    _show_made(moved, waited=False, as_json=as_json)
+
+
+def cancel(request_id: RequestId, as_json: AsJson = False) -> None:
+    """End a request that has no file yet."""
+    with wiring.connect(settings.load()) as services:
+        moved = services.intake.cancel(request_id, _me())
+    _show_made(moved, waited=False, as_json=as_json)
+
+
+def download(
+    request_id: RequestId,
+    out: Annotated[Path, typer.Option("--output", "-o", help="Where to write the decrypted file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the decrypted file of a request, checked on the way."""
+    with wiring.connect(settings.load()) as services:
+        delivery = deliver(services.database, services.vault(), request_id, _me())
+        save(delivery, out)
+    if as_json:
+        print_json({"file": out, "bytes": delivery.metadata.file_size_bytes, "sha256": delivery.metadata.sha256})
+    else:
+        console.print(f"{out}  {human_size(delivery.metadata.file_size_bytes)}  sha256 {delivery.metadata.sha256}")
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A delivered, decrypted file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a delivered file against its own manifest: rows, sizes and hashes."""
+    inspection = verify_file(file)
+    if as_json:
+        print_json({"verified": True, "parts": inspection.parts, "not_exported": inspection.manifest["not_exported"]})
+        return
+    print_table(
+        ["data type", "rows", "size", "sha256"],
+        [[name, part.rows, human_size(part.size), part.sha256] for name, part in inspection.parts.items()],
+    )
+    for missing in inspection.manifest["not_exported"]:
+        console.print(f"[yellow]Not exported:[/] {cell(missing['data_type'])}: {cell(missing['reason'])}")
+    console.print("[green]The file holds what its manifest says.[/]")
+
+
+COMMANDS = (request, status, list_requests, retry, cancel, download, verify)
+
+
+def _me() -> Actor:
+    """The operator at the command line, by the name of the account."""
+    return Actor(id=getpass.getuser())
+
+
+def _show_made(made: ExportRequest, *, waited: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(made)
+    elif not waited:
+        console.print(f"{made.request_id}  {cell(made.status)}")
+    if not waited:
+        return
+    if made.status in ON_ITS_WAY:
+        raise ExportPipelineError(
+            f"The request is still {made.status.value}.", hint="Is `export-pipeline up` running for this state folder?"
+        )
+    if made.status not in (RequestStatus.COMPLETED, RequestStatus.PARTIAL):
+        raise ExportPipelineError(f"The request is {made.status.value}: {made.error_message or 'no reason was given'}")

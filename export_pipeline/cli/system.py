@@ -1,0 +1,141 @@
+"""Commands around the installation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from export_pipeline import demo as demonstration
+from export_pipeline import doctor as examination
+from export_pipeline import settings, supervisor, wiring
+from export_pipeline.cli.output import AsJson, console, errors, human_size, print_json, print_table
+from export_pipeline.errors import ExportPipelineError
+from export_pipeline.models import ExportRequest
+from export_pipeline.sample_source import HEAVY_USER
+from export_pipeline.supervisor import Stack
+
+_SIGNS = {"good": "[green]✓[/]", "warning": "[yellow]![/]", "bad": "[red]✗[/]"}
+
+
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running until Ctrl-C.")] = False,
+    user: Annotated[str, typer.Option(help="Whose data to export.")] = HEAVY_USER,
+    folder: Annotated[Path, typer.Option(help="Where the decrypted copies go.")] = Path("export-demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Show the whole system at work: sample data, one request per format through Dagster, decrypted files."""
+    chosen = settings.load()
+    with supervisor.stop_on_signals() as stopped, _progress(as_json) as progress:
+        task = progress.add_task("Starting")
+        with supervisor.start(
+            chosen.model_copy(update={"ui_port": chosen.ui_port if keep else 0}),
+            say=lambda text: progress.update(task, description=text),
+        ) as stack:
+            progress.update(task, description="Making the sample data")
+            demonstration.install_sample(stack.services)
+            files = _demo_files(stack, user, folder, progress)
+            progress.stop()
+            _show_demo(stack, files, keep=keep, as_json=as_json)
+            if keep:
+                stopped.wait()
+
+
+def up() -> None:
+    """Run the whole system until Ctrl-C: database, Dagster's UI and daemon, run workers."""
+    with supervisor.stop_on_signals() as stopped, _progress(False) as progress:
+        task = progress.add_task("Starting")
+        with supervisor.start(settings.load(), say=lambda text: progress.update(task, description=text)) as stack:
+            progress.stop()
+            _show_addresses(stack)
+            console.print("Stop it with Ctrl-C.")
+            stopped.wait()
+            console.print("Stopping.")
+
+
+def migrate(as_json: AsJson = False) -> None:
+    """Bring our tables to the newest version, and make the first key."""
+    chosen = settings.load()
+    applied = wiring.apply_migrations(chosen)
+    if as_json:
+        print_json({"applied": applied})
+    else:
+        console.print("\n".join(f"Applied {name}." for name in applied) or "The tables are current.")
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check settings, connections, keys, store, clock, data types and indexes, and say how to mend what is wrong."""
+    findings = list(examination.examine(settings.load()))
+    if as_json:
+        print_json({"findings": findings})
+    else:
+        for finding in findings:
+            console.print(f"{_SIGNS[finding.verdict.value]} {finding.check}: {finding.message}", markup=True)
+            if finding.hint:
+                console.print(f"    {finding.hint}", markup=False)
+    bad = [finding.check for finding in findings if finding.verdict is examination.Verdict.BAD]
+    if bad:
+        raise ExportPipelineError(f"Not ready: {', '.join(bad)}.")
+
+
+COMMANDS = (demo, up, migrate, doctor)
+
+
+def _progress(quiet: bool) -> Progress:
+    """A spinner on the error stream, so that the output can be piped."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=errors, transient=True, disable=quiet)
+
+
+def _demo_files(stack: Stack, user: str, folder: Path, progress: Progress) -> list[demonstration.DemoFile]:
+    requests = demonstration.request_all(stack.services, user)
+    tasks = {request.request_id: progress.add_task(f"{request.format}: pending") for request in requests}
+
+    def changed(request: ExportRequest) -> None:
+        progress.update(tasks[request.request_id], description=f"{request.format}: {request.status.value}")
+
+    finished = demonstration.wait(stack.services, requests, changed)
+    return [demonstration.fetch(stack.services, request, folder) for request in finished]
+
+
+def _show_demo(stack: Stack, files: list[demonstration.DemoFile], *, keep: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"files": [{"format": f.request.format, "path": f.path, **_facts(f)} for f in files]})
+        return
+    print_table(
+        ["file", "records", "size", "stored sealed", "seconds"],
+        [
+            [str(file.path), file.metadata.total_records, human_size(file.metadata.file_size_bytes),
+             human_size(file.metadata.stored_size_bytes), f"{_seconds(file):.1f}"]
+            for file in files
+        ],
+        title="Every record of the user, exported, encrypted, stored, and read back",
+    )  # fmt: skip
+    _show_addresses(stack)
+    if keep:
+        console.print("Everything is still running. Stop it with Ctrl-C.")
+    else:
+        console.print("Everything was stopped; `export-pipeline up` starts it again.")
+
+
+def _facts(file: demonstration.DemoFile) -> dict[str, object]:
+    return {
+        "request_id": file.request.request_id,
+        "records": file.metadata.total_records,
+        "bytes": file.metadata.file_size_bytes,
+        "sha256": file.metadata.sha256,
+        "seconds": _seconds(file),
+    }
+
+
+def _seconds(file: demonstration.DemoFile) -> float:
+    done = file.request.completed_at
+    return (done - file.request.requested_at).total_seconds() if done else 0.0
+
+
+def _show_addresses(stack: Stack) -> None:
+    console.print(f"Dagster UI  {stack.ui_url}")
+    console.print(f"State       {stack.services.settings.home}")
+    console.print(f"Logs        {stack.log_folder}")

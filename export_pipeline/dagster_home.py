@@ -1,0 +1,91 @@
+"""Dagster's folder inside the state folder: its configuration, and how its processes find our code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import yaml
+from pydantic import SecretStr
+
+from export_pipeline.settings import Settings
+
+_MODULE = "export_pipeline.definitions"
+#: The kernel's limit for the path of a Unix socket, on Linux and macOS.
+_SOCKET_PATH_MAX = 103
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeServer:
+    """How to start the process that loads our definitions, and how the others find it.
+
+    Attributes:
+        command: Its arguments.
+        socket: Where it listens.
+        workspace: The file that tells the daemon and the web server.
+    """
+
+    command: list[str]
+    socket: Path
+    workspace: Path
+
+
+def folder(settings: Settings) -> Path:
+    """DAGSTER_HOME of this installation."""
+    return settings.home / "dagster"
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What Dagster's processes need to know beside what they inherit: our settings, whoever gave them to us."""
+    return {
+        **{f"EXPORT_PIPELINE_{name.upper()}": _text(getattr(settings, name)) for name in settings.model_fields_set},
+        "DAGSTER_HOME": str(folder(settings)),
+        "EXPORT_PIPELINE_HOME": str(settings.home),
+        # Their notices about new and renamed parameters are for those who write definitions.
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def write(settings: Settings) -> CodeServer:
+    """Write Dagster's configuration for this installation; holds no secret."""
+    home = folder(settings)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shipped = resources.files("export_pipeline") / "defs" / "dagster.yaml"
+    instance = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    instance["concurrency"]["runs"]["max_concurrent_runs"] = settings.max_concurrent_runs
+    _write(home / "dagster.yaml", yaml.safe_dump(instance, sort_keys=False))
+    socket = _socket(home)
+    location = {"grpc_server": {"socket": str(socket), "location_name": "export_pipeline"}}
+    _write(home / "workspace.yaml", yaml.safe_dump({"load_from": [location]}))
+    command = [sys.executable, "-m", "dagster", "api", "grpc", "--socket", str(socket), "--module-name", _MODULE]
+    command += ["--use-python-environment-entry-point", "--location-name", "export_pipeline"]
+    return CodeServer(command=command, socket=socket, workspace=home / "workspace.yaml")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _socket(home: Path) -> Path:
+    socket = home / "code-server.sock"
+    if len(os.fsencode(socket)) > _SOCKET_PATH_MAX:
+        # Owner-only, and the same for the same state folder.
+        name = f"export-pipeline-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
+        socket = Path(tempfile.gettempdir()) / name / "code-server.sock"
+        socket.parent.mkdir(mode=0o700, exist_ok=True)
+    socket.unlink(missing_ok=True)
+    return socket
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace the file in one step: another process may be reading it."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,72 @@
+"""The YAML file that configures data types, checked before anything of it is applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from export_pipeline.errors import ConfigurationError
+from export_pipeline.models import DATA_TYPE_PATTERN, DataTypeConfig
+
+_Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class _Entry(BaseModel):
+    """One data type; the field names are those of the table `data_type_configs`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data_type: _Name
+    table_name: Annotated[str, Field(min_length=1, max_length=255)]
+    user_id_column: _Name = "user_id"
+    columns_to_export: tuple[_Name, ...] = ()
+    is_sensitive: bool = False
+    requires_approval: bool = False
+    order_by: tuple[_Name, ...] = ()
+    title: str = ""
+
+    @field_validator("data_type")
+    @classmethod
+    def _usable(cls, name: str) -> str:
+        if not DATA_TYPE_PATTERN.fullmatch(name):
+            raise ValueError("use letters, digits, dashes and underscores, beginning with a letter")
+        return name
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    data_types: tuple[_Entry, ...] = Field(min_length=1)
+
+    @field_validator("data_types")
+    @classmethod
+    def _unique(cls, entries: tuple[_Entry, ...]) -> tuple[_Entry, ...]:
+        names = [entry.data_type for entry in entries]
+        if len(set(names)) < len(names):
+            raise ValueError("a data type is configured twice")
+        return entries
+
+
+def load(file: Path) -> list[DataTypeConfig]:
+    """Read the file.
+
+    Raises:
+        ConfigurationError: It cannot be read, is no YAML, or an entry is wrong; says which and why.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigurationError(f"{file} is not valid YAML{where}.") from None
+    try:
+        entries = _File.model_validate(content).data_types
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in error.errors())
+        raise ConfigurationError(f"{file} is not a data type configuration: {faults}.") from None
+    return [DataTypeConfig(**entry.model_dump()) for entry in entries]

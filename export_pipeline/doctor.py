@@ -1,0 +1,141 @@
+"""Checks of an installation: each says what it found and, when something is wrong, how to mend it."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from export_pipeline import wiring
+from export_pipeline.collect import catalogue
+from export_pipeline.collect.source import Snapshot
+from export_pipeline.errors import ExportPipelineError, VaultError
+from export_pipeline.models import DataTypeConfig
+from export_pipeline.plan import plan_type
+from export_pipeline.settings import Settings
+
+_CLOCK_TOLERANCE_S = 5.0
+_LITTLE_ROOM_BYTES = 2 * 1024**3
+
+
+class Verdict(StrEnum):
+    """How a check ended."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: What was looked at.
+        verdict: How it ended.
+        message: What was found.
+        hint: How to mend it; empty when all is well.
+    """
+
+    check: str
+    verdict: Verdict
+    message: str
+    hint: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Run every check that can run; one that fails does not hide the next."""
+    yield from _examined("state folder", lambda: _room(settings))
+    try:
+        services = wiring.connect(settings)
+    except ExportPipelineError as error:
+        yield Finding(check="database", verdict=Verdict.BAD, message=error.message, hint=error.hint)
+        return
+    with services:
+        yield from _examined("database", lambda: _database(services))
+        yield from _examined("clock", lambda: _clock(services))
+        yield from _examined("key and store", lambda: _vault(services))
+        yield from _source(services)
+
+
+def _examined(check: str, examination: Callable[[], Finding]) -> Iterator[Finding]:
+    try:
+        yield examination()
+    except ExportPipelineError as error:
+        yield Finding(check=check, verdict=Verdict.BAD, message=error.message, hint=error.hint)
+
+
+def _room(settings: Settings) -> Finding:
+    folder = settings.home if settings.home.exists() else settings.home.parent
+    free = shutil.disk_usage(folder).free
+    return Finding(
+        check="state folder",
+        verdict=Verdict.GOOD if free > _LITTLE_ROOM_BYTES else Verdict.WARNING,
+        message=f"{settings.home}, {free / 1024**3:.1f} GiB free",
+        hint="" if free > _LITTLE_ROOM_BYTES else "Large exports need room for their parts: make some.",
+    )
+
+
+def _database(services: wiring.Services) -> Finding:
+    with services.database.connect() as connection:
+        version = connection.info.server_version
+    kind = "embedded" if services.settings.embedded else "your own"
+    return Finding(
+        check="database",
+        verdict=Verdict.GOOD,
+        message=f"{kind}, PostgreSQL {version // 10000}.{version % 10000}, tables are current",
+    )
+
+
+def _clock(services: wiring.Services) -> Finding:
+    with services.database.connect() as connection:
+        row = connection.execute("SELECT clock_timestamp(), current_setting('TimeZone')").fetchone()
+    server, zone = row if row else (datetime.now(UTC), "unknown")
+    apart = abs((server - datetime.now(UTC)).total_seconds())
+    good = apart < _CLOCK_TOLERANCE_S
+    return Finding(
+        check="clock",
+        verdict=Verdict.GOOD if good else Verdict.WARNING,
+        message=f"database and this machine are {apart:.1f} s apart; the database's time zone is {zone}",
+        hint="" if good else "Let both follow the same time server: limits and expiry depend on it.",
+    )
+
+
+def _vault(services: wiring.Services) -> Finding:
+    """Seal, store, read back and remove a probe: permissions, key and store in one look."""
+    vault, prefix, probe = services.vault(), f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(1000)
+    vault.store(f"{prefix}/probe", [probe])
+    try:
+        if b"".join(vault.open(f"{prefix}/probe")) != probe:
+            raise VaultError("The store does not give back what was stored.", hint="Check EXPORT_PIPELINE_STORAGE_URL.")
+    finally:
+        vault.delete_below(prefix)
+    return Finding(
+        check="key and store", verdict=Verdict.GOOD, message=f"{wiring.storage_url(services.settings)} is sealed by age"
+    )
+
+
+def _source(services: wiring.Services) -> Iterator[Finding]:
+    try:
+        with services.source().snapshot() as snapshot:
+            version = snapshot.connection.info.server_version
+            yield Finding(check="source", verdict=Verdict.GOOD, message=f"PostgreSQL {version // 10000}, read-only")
+            for config in services.data_types.all():
+                yield from _examined(config.data_type, lambda config=config: _data_type(snapshot, config))  # type: ignore[misc]
+    except ExportPipelineError as error:
+        yield Finding(check="source", verdict=Verdict.BAD, message=error.message, hint=error.hint)
+
+
+def _data_type(snapshot: Snapshot, config: DataTypeConfig) -> Finding:
+    planned = plan_type(config, catalogue.describe(snapshot, config), matchable=True)
+    extract = planned.extract
+    return Finding(
+        check=config.data_type,
+        verdict=Verdict.WARNING if planned.note else Verdict.GOOD,
+        message=f"{extract.schema}.{extract.table}, {len(extract.columns)} columns"
+        + (f"; {planned.note}" * bool(planned.note)),
+        hint=f"Create an index on {config.user_id_column}: every export reads the whole table." if planned.note else "",
+    )

@@ -1,0 +1,239 @@
+"""Starts everything and keeps it running: code server, daemon and web server of Dagster, on our database.
+
+Children run in sessions of their own, so Ctrl-C of the terminal reaches only us and we end them in order; on Linux the
+kernel ends them when we are killed. One that dies is started again. What they print goes to files in the state folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from export_pipeline import dagster_home, wiring
+from export_pipeline.errors import ConfigurationError, ExportPipelineError
+from export_pipeline.file_lock import FileLock
+from export_pipeline.settings import Settings
+
+_START_S = 120.0
+_STOP_S = 15.0
+_POLL_S = 0.1
+_RESTART_WAIT_S = 2.0
+_LOG_MAX = 10_000_000  # bytes
+_HOST = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+@dataclass(kw_only=True)
+class Child:
+    """One process that is kept running.
+
+    Attributes:
+        name: What people read, and the name of its log file.
+        command: Its arguments.
+        process: The running process.
+    """
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+
+
+@dataclass(kw_only=True)
+class Stack:
+    """Everything that runs.
+
+    Attributes:
+        ui_url: Address of the Dagster UI.
+        log_folder: Where the processes write what they print.
+        services: Our own connection, which also keeps an embedded server running.
+    """
+
+    ui_url: str
+    log_folder: Path
+    services: wiring.Services
+    _children: list[Child] = field(default_factory=list)
+    _environment: dict[str, str] = field(default_factory=dict)
+
+    def watch(self, stopped: threading.Event) -> None:
+        """Start children that died again, until `stopped` is set."""
+        while not stopped.wait(_POLL_S * 5):
+            for child in self._children:
+                if child.process is not None and child.process.poll() is not None:
+                    if stopped.wait(_RESTART_WAIT_S):
+                        return
+                    self._start(child)
+
+    def _start(self, child: Child) -> None:
+        log = self.log_folder / f"{child.name}.log"
+        if log.exists() and log.stat().st_size > _LOG_MAX:
+            log.replace(log.with_suffix(".log.1"))
+        with log.open("ab") as out:
+            child.process = subprocess.Popen(
+                child.command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if _LIBC else None,  # noqa: PLW1509 - one call of a loaded library
+            )
+
+    def _stop(self) -> None:
+        """End the children in the reverse order of their start, runs in progress included.
+
+        A run that is cut off gives up its lease; its request goes back into the queue when the system is up again.
+        """
+        for child in reversed(self._children):
+            if child.process is not None:
+                _end(child.process)
+
+
+@contextlib.contextmanager
+def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) -> Iterator[Stack]:
+    """Start everything, and stop it at the end of the block.
+
+    Args:
+        settings: The installation.
+        say: Told what is happening, for a progress display.
+
+    Raises:
+        ConfigurationError: Already running for this state folder, or a port is taken.
+        ExportPipelineError: Something did not start; names its log file.
+    """
+    with ExitStack() as held:
+        held.enter_context(_alone(settings))
+        say("Starting the database")
+        services = held.enter_context(wiring.connect(settings))
+        port = _free_port(settings.ui_port)
+        stack = Stack(ui_url=f"http://{_HOST}:{port}", log_folder=settings.home / "logs", services=services)
+        stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        code_server = dagster_home.write(settings)
+        stack._environment = {**os.environ, **dagster_home.environment(settings)}
+        held.callback(stack._stop)
+        workspace = ["-w", str(code_server.workspace)]
+        say("Starting Dagster's code server")
+        _add(stack, "code-server", code_server.command)
+        _wait(stack, "code-server", lambda: _accepts(code_server.socket))
+        _add(stack, "daemon", [_script("dagster-daemon"), "run", *workspace])
+        _add(stack, "webserver", [_script("dagster-webserver"), "-h", _HOST, "-p", str(port), *workspace])
+        say("Starting Dagster's daemon and web server")
+        _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/server_info"))
+        stopped = threading.Event()
+        watcher = threading.Thread(target=stack.watch, args=[stopped], name="supervisor", daemon=True)
+        watcher.start()
+        held.callback(watcher.join)
+        held.callback(stopped.set)
+        yield stack
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Turn Ctrl-C and SIGTERM into an event, whatever the shell that started us had set them to."""
+    asked = threading.Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FileLock.try_exclusive(settings.home / "up.lock")
+    if lock is None:
+        raise ConfigurationError(
+            f"export-pipeline is already running for {settings.home}.",
+            hint="Stop it, or choose another EXPORT_PIPELINE_HOME.",
+        )
+    with lock:
+        yield
+
+
+def _add(stack: Stack, name: str, command: list[str]) -> None:
+    child = Child(name=name, command=command)
+    stack._children.append(child)
+    stack._start(child)
+
+
+def _wait(stack: Stack, name: str, ready: Callable[[], bool]) -> None:
+    """Wait for a child to answer; one that ends meanwhile will not come any more."""
+    child = next(child for child in stack._children if child.name == name)
+    deadline = time.monotonic() + _START_S
+    while not ready():
+        ended = child.process is None or child.process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            raise ExportPipelineError(
+                f"The {name} {'ended' if ended else 'did not answer'} while starting.",
+                hint=f"The whole story is in {stack.log_folder / name}.log.",
+            )
+        time.sleep(_POLL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask, wait, then insist; the whole session goes, so that no run outlives us unseen."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _die_with_parent() -> None:
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _script(name: str) -> str:
+    """Dagster's commands are installed beside the interpreter that runs us."""
+    script = Path(sys.executable).with_name(name)
+    if not script.exists():
+        raise ConfigurationError(f"{name} is not installed beside {sys.executable}.", hint="Install the package again.")
+    return str(script)
+
+
+def _free_port(wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, wanted))
+        except OSError:
+            raise ConfigurationError(
+                f"Port {wanted} is taken.", hint="Set EXPORT_PIPELINE_UI_PORT to a free one, or to 0."
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(os.fspath(path)) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=2) as response:  # noqa: S310 - our own address
+            return bool(response.status == 200)
+    except (URLError, OSError):
+        return False
