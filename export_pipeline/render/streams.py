@@ -59,18 +59,24 @@ def inflate(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Decompress one raw deflate stream, in constant memory.
 
     Raises:
-        FileNotVerified: The stream is cut off or damaged.
+        FileNotVerified: The stream is cut off or damaged, or something follows it.
     """
     decompressor = isal_zlib.decompressobj(_RAW_DEFLATE)
     for chunk in chunks:
+        if chunk and decompressor.eof:
+            raise FileNotVerified("The file is damaged.")
         yield from _steps(decompressor, chunk)
     if not decompressor.eof:
         raise FileNotVerified("The file is cut off.")
+    if decompressor.unused_data:
+        raise FileNotVerified("The file is damaged.")
 
 
 def _steps(decompressor: isal_zlib.Decompress, data: bytes) -> Iterator[bytes]:
+    out = b""
     try:
-        while data:
+        # After a full step more may wait inside, even when all of the input is taken.
+        while data or (len(out) == _STEP and not decompressor.eof):
             if out := decompressor.decompress(data, _STEP):
                 yield out
             data = decompressor.unconsumed_tail
@@ -122,11 +128,8 @@ class Scanner:
         """
         while (at := self._buffer.find(marker)) < 0:
             # The end of the buffer may be the beginning of the marker.
-            keep = len(marker) - 1
-            piece, self._buffer = (
-                self._buffer[: len(self._buffer) - keep],
-                self._buffer[-keep:] if keep else b"",
-            )
+            done = max(len(self._buffer) - len(marker) + 1, 0)
+            piece, self._buffer = self._buffer[:done], self._buffer[done:]
             if piece:
                 yield piece
             self._buffer += self._next()
