@@ -75,42 +75,94 @@ def write(members: Iterable[Member], modified: datetime) -> Iterator[bytes]:
         members: In the archive's order.
         modified: The members' time; zip has no time zone, so give UTC.
     """
-    directory: list[bytes] = []
-    offset = 0
-    stamp = _dos_time(modified)
+    directory = _Directory(_dos_time(modified))
     for member in members:
-        header = _local_header(member, stamp)
-        yield header
+        yield directory.add(member)
         yield from member.packed
-        directory.append(_central_header(member, stamp, offset))
-        offset += len(header) + member.packed_size
-    central = b"".join(directory)
-    yield central
-    yield _end(len(directory), len(central), offset)
+    yield directory.entries
+    yield directory.end
 
 
 def read(chunks: Iterable[bytes]) -> Iterator[FoundMember]:
     """Read an archive that `write` made, member after member, in constant memory.
 
+    Every byte that is not content must be the one that `write` would write: so what other programs read from the
+    directory at the end is what was read here from the front.
+
     Raises:
         FileNotVerified: It is something else, cut off or damaged.
     """
     scanner = Scanner(chunks)
+    directory = None
+    names: set[str] = set()
     while (magic := scanner.exactly(4)) == _LOCAL_MAGIC:
-        fields = _LOCAL.unpack(magic + scanner.exactly(_LOCAL.size - 4))
-        method, crc32, name_length, extra_length = fields[3], fields[6], fields[9], fields[10]
-        name = scanner.exactly(name_length).decode()
-        if extra_length != _EXTRA64.size:
-            raise FileNotVerified("The archive was not made by this program.")
-        _, _, size, packed_size = _EXTRA64.unpack(scanner.exactly(extra_length))
-        packed = scanner.pieces(packed_size)
-        content = inflate(packed) if method == _DEFLATED else packed
-        yield FoundMember(name=name, content=_checked(content, size, crc32))
-    if magic != _CENTRAL_MAGIC:
+        member, stamp, header = _read_header(scanner)
+        directory = directory or _Directory(stamp)
+        if directory.add(member) != header or member.name in names:
+            raise FileNotVerified("The archive is damaged.")
+        names.add(member.name)
+        content = inflate(member.packed) if member.deflated else member.packed
+        yield FoundMember(name=member.name, content=_checked(content, member.size, member.crc32))
+    directory = directory or _Directory((0, 0))
+    tail = directory.entries + directory.end
+    if magic + scanner.exactly(len(tail) - len(magic)) != tail or any(scanner.rest()):
         raise FileNotVerified("The archive is damaged.")
-    tail = b"".join(scanner.rest())
-    if not tail.endswith(_END.pack(b"PK\5\6", 0, 0, *[_ALL_ONES_16] * 2, *[_ALL_ONES_32] * 2, 0)):
-        raise FileNotVerified("The archive is cut off.")
+
+
+def _read_header(scanner: Scanner) -> tuple[Member, tuple[int, int], bytes]:
+    """A local header whose magic has been read: what it says, its time, its bytes."""
+    fixed = _LOCAL_MAGIC + scanner.exactly(_LOCAL.size - len(_LOCAL_MAGIC))
+    _, _, _, method, time, date, crc32, _, _, name_length, extra_length = _LOCAL.unpack(fixed)
+    name, extra = scanner.exactly(name_length), scanner.exactly(extra_length)
+    if extra_length != _EXTRA64.size:
+        raise FileNotVerified("The archive was not made by this program.")
+    _, _, size, packed_size = _EXTRA64.unpack(extra)
+    member = Member(
+        name=_text(name),
+        size=size,
+        crc32=crc32,
+        packed_size=packed_size,
+        packed=scanner.pieces(packed_size),
+        deflated=method == _DEFLATED,
+    )
+    return member, (time, date), fixed + name + extra
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise FileNotVerified("The archive is damaged.") from None
+
+
+class _Directory:
+    """The records around the members' bytes: a header before each, an entry for each at the end.
+
+    Args:
+        stamp: DOS time and date of all members.
+    """
+
+    def __init__(self, stamp: tuple[int, int]) -> None:
+        self._stamp = stamp
+        self._entries: list[bytes] = []
+        self._offset = 0
+
+    def add(self, member: Member) -> bytes:
+        """Note the next member and return the header that stands before its bytes."""
+        header = _local_header(member, self._stamp)
+        self._entries.append(_central_header(member, self._stamp, self._offset))
+        self._offset += len(header) + member.packed_size
+        return header
+
+    @property
+    def entries(self) -> bytes:
+        """What stands behind the last member."""
+        return b"".join(self._entries)
+
+    @property
+    def end(self) -> bytes:
+        """What stands behind the entries."""
+        return _end(len(self._entries), len(self.entries), self._offset)
 
 
 def _checked(content: Iterable[bytes], size: int, crc32: int) -> Iterator[bytes]:
