@@ -13,6 +13,7 @@ from export_pipeline.errors import FileNotVerified
 from export_pipeline.models import ExportFormat
 from export_pipeline.render import zip64
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
+from export_pipeline.render.streams import json_object
 
 _MANIFEST = "manifest.json"
 
@@ -38,7 +39,7 @@ class CsvRenderer:
         parts: dict[str, FoundPart] = {}
         for member in zip64.read(delivered):
             if member.name == _MANIFEST:
-                manifest = json.loads(b"".join(member.content))
+                manifest = json_object(b"".join(member.content), "manifest")
             else:
                 parts[member.name.removesuffix(".csv")] = _count(member.content)
         if manifest is None:

@@ -7,13 +7,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 from export_pipeline.collect.parts import Part
 from export_pipeline.collect.statements import RowEncoding
 from export_pipeline.errors import FileNotVerified
-from export_pipeline.models import ExportFormat
+from export_pipeline.models import DATA_TYPE_PATTERN, ExportFormat
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
-from export_pipeline.render.streams import Scanner, gzip_member, gzip_text
+from export_pipeline.render.streams import Scanner, gzip_member, gzip_text, json_object
+
+_OPENING = ("user_id", "request_id", "export_date")
 
 
 class JsonRenderer:
@@ -39,25 +42,34 @@ class JsonRenderer:
     def inspect(self, delivered: Iterable[bytes]) -> Inspection:
         """See `Renderer.inspect`."""
         scanner = Scanner(delivered)
-        for _ in scanner.until(b'\n"data": {\n'):
-            pass
+        _check_opening(b"".join(scanner.until(b',\n"data": {\n')))
         parts: dict[str, FoundPart] = {}
-        while (first := scanner.exactly(1)) == b'"':
-            name = b"".join(scanner.until(b'": [\n')).decode()
+        after = scanner.exactly(1)
+        while after.endswith(b'"'):
+            name = b"".join(scanner.until(b'": [\n')).decode(errors="replace")
+            if name in parts or not DATA_TYPE_PATTERN.fullmatch(name):
+                raise _strange()
             parts[name] = _count(scanner)
-            scanner.exactly(1 if scanner.exactly(1) == b"," else 0)
-        if first != b"}":
-            raise FileNotVerified("The file is not laid out as an export.")
+            after = scanner.exactly(3)
+            if after not in {b',\n"', b"\n},"}:
+                raise _strange()
+        if after == b"}":
+            after += scanner.exactly(1)
+        if not after.endswith(b"},"):
+            raise _strange()
         return Inspection(manifest=_metadata(scanner), parts=parts)
 
 
+def _strange() -> FileNotVerified:
+    return FileNotVerified("The file is not laid out as an export.")
+
+
 def _opening(document: Document) -> str:
-    fields = {
-        "user_id": document.user_id,
-        "request_id": document.request_id,
-        "export_date": document.export_date.isoformat(),
-    }
-    lines = [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)},\n" for name, value in fields.items()]
+    values = (document.user_id, document.request_id, document.export_date.isoformat())
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)},\n"
+        for name, value in zip(_OPENING, values, strict=True)
+    ]
     return "{\n" + "".join(lines) + '"data": {\n'
 
 
@@ -78,10 +90,15 @@ def _count(scanner: Scanner) -> FoundPart:
     return FoundPart(rows=rows, size=size, sha256=sha256.hexdigest())
 
 
-def _metadata(scanner: Scanner) -> dict[str, object]:
-    text = b"".join(scanner.rest()).decode()
-    try:
-        metadata = json.loads("{" + text.removeprefix(","))["metadata"]
-    except (ValueError, KeyError):
-        raise FileNotVerified("The file has no readable metadata.") from None
-    return dict(metadata)
+def _check_opening(text: bytes) -> None:
+    fields = json_object(text + b"}", "opening")
+    if list(fields) != list(_OPENING) or not all(isinstance(value, str) for value in fields.values()):
+        raise _strange()
+
+
+def _metadata(scanner: Scanner) -> dict[str, Any]:
+    closing = json_object(b"{" + b"".join(scanner.rest()), "metadata")
+    metadata = closing.get("metadata")
+    if list(closing) != ["metadata"] or not isinstance(metadata, dict):
+        raise FileNotVerified("The file has no readable metadata.")
+    return metadata

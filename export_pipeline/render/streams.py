@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from isal import isal_zlib
 
@@ -82,6 +84,25 @@ def _steps(decompressor: isal_zlib.Decompress, data: bytes) -> Iterator[bytes]:
             data = decompressor.unconsumed_tail
     except isal_zlib.error:  # type: ignore[misc]
         raise FileNotVerified("The file is damaged.") from None
+
+
+def json_object(text: bytes, what: str) -> dict[str, Any]:
+    """Read a small JSON object out of a delivered file.
+
+    Args:
+        text: The object.
+        what: Its name, for the error.
+
+    Raises:
+        FileNotVerified: It is no JSON, or JSON of another kind.
+    """
+    try:
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise FileNotVerified(f"The file has no readable {what}.")
+    return found
 
 
 class Scanner:
