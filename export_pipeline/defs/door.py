@@ -1,8 +1,8 @@
 """The frame around every op: whatever happens inside ends as a status of the request and a clear, safe failure."""
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
@@ -22,17 +22,20 @@ def door(context: dg.OpExecutionContext, lazy: LazyExportRun) -> Iterator[Export
     Errors of our own are safe to show. Any other may quote values in its text, so only its type and place are shown,
     and the exception itself never reaches Dagster.
     """
+    run = None
     try:
-        yield lazy.get()
+        run = lazy.get()
+        yield run
         return
     except dg.Failure:
         raise
     except dg.DagsterExecutionInterruptedError:
-        lazy.get().cancel()
+        _attempt(lambda: lazy.get().cancel())
         raise
     except ExportPipelineError as error:
         if error.retryable and context.retry_number < MAX_RETRIES:
-            lazy.get().drop_snapshot()
+            if run is not None:
+                _attempt(run.drop_snapshot)
             outcome: Exception = dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=_RETRY_WAIT_S)
         else:
             _fail(lazy, error)
@@ -41,18 +44,24 @@ def door(context: dg.OpExecutionContext, lazy: LazyExportRun) -> Iterator[Export
         safe = ExportPipelineError(f"Unexpected {type(error).__name__} at {_place(error)}.", hint="Please report it.")
         _fail(lazy, safe)
         outcome = dg.Failure(str(safe), allow_retries=False)
-    # Raised outside the except block: an exception raised inside would carry the original along.
-    raise outcome
+    try:
+        raise outcome
+    finally:
+        # The with block is still handling the original, so Python has noted it here, and Dagster stores such notes.
+        outcome.__context__ = None
 
 
 def _fail(lazy: LazyExportRun, error: ExportPipelineError) -> None:
-    """Tell the request. When even that fails, the reconcile sensor finds the request without a run."""
-    if isinstance(error, RunNotEntitled):
-        return
-    try:
-        lazy.get().fail(str(error))
-    except ExportPipelineError:
-        return
+    """Tell the request, unless it is not ours to tell."""
+    if not isinstance(error, RunNotEntitled):
+        _attempt(lambda: lazy.get().fail(str(error)))
+
+
+def _attempt(tell: Callable[[], None]) -> None:
+    """Do what can be done after a failure. When even that fails, the reconcile sensor finds the request without a run,
+    and the first failure stays the one that people see."""
+    with suppress(Exception):
+        tell()
 
 
 def _place(error: Exception) -> str:
