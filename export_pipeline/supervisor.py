@@ -67,7 +67,7 @@ class Stack:
     log_folder: Path
     services: wiring.Services
     _children: list[Child] = field(default_factory=list)
-    _environment: dict[str, str] = field(default_factory=dict)
+    _environment: dict[str, str] = field(default_factory=dict, repr=False)
 
     def watch(self, stopped: threading.Event) -> None:
         """Start children that died again, until `stopped` is set."""

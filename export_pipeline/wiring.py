@@ -34,7 +34,7 @@ class Services:
     """
 
     settings: Settings
-    database_url: str
+    database_url: str = field(repr=False)
     database: Database
     _held: ExitStack = field(repr=False)
 

@@ -1,0 +1,84 @@
+"""A whole running installation for tests: real database, code server, daemon, web server, runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+from urllib.request import Request, urlopen
+
+import psycopg
+from psycopg import sql
+
+from export_pipeline.db.watch import follow
+from export_pipeline.delivery import deliver
+from export_pipeline.models import Actor, ExportRequest
+from export_pipeline.supervisor import Stack
+
+#: Far above what a run takes here; a test that needs it has failed.
+PATIENCE_S = 150.0
+FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
+TESTER = Actor(id="tester")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A running installation."""
+
+    stack: Stack
+
+    def insert(self, **columns: object) -> str:
+        """Write a row as anybody would by psql; gives the request's id."""
+        columns = {
+            "user_id": "user-0004",
+            "requested_by": "tester",
+            "request_type": "custom",
+            "format": "json",
+        } | columns
+        statement = sql.SQL("INSERT INTO export_pipeline.export_requests ({}) VALUES ({}) RETURNING request_id").format(
+            sql.SQL(", ").join(map(sql.Identifier, columns)), sql.SQL(", ").join(map(sql.Literal, columns.values()))
+        )
+        with psycopg.connect(self.stack.services.database_url) as connection:
+            return connection.execute(statement).fetchone()[0]
+
+    def wait(self, request_id: str, *, until: tuple[str, ...] | None = None) -> ExportRequest:
+        """Wait until a request has ended, or has one of the statuses `until`."""
+        last = None
+        for last in follow(self.stack.services.database, [request_id], timeout=PATIENCE_S):
+            if until and last.status.value in until:
+                break
+        return last
+
+    def file(self, request_id: str) -> bytes:
+        """The delivered file."""
+        services = self.stack.services
+        return b"".join(deliver(services.database, services.vault(), request_id, TESTER).chunks)
+
+    def graphql(self, query: str, **variables: object) -> Any:
+        """Ask Dagster what its UI would show."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = Request(f"{self.stack.ui_url}/graphql", body, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=30) as response:
+            answer = json.load(response)
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def finished_runs(self, request_id: str) -> list[dict[str, Any]]:
+        """Dagster's runs of a request once none of them is in progress: a run ends a little after its request."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            runs = self.runs(request_id)
+            if all(run["status"] in FINISHED for run in runs):
+                return runs
+            assert time.monotonic() < deadline, runs
+            time.sleep(0.2)  # Dagster has nothing that could be waited for from outside
+
+    def runs(self, request_id: str) -> list[dict[str, Any]]:
+        """Dagster's runs of a request, newest first."""
+        found = self.graphql(
+            """query($tags: [ExecutionTag!]) { runsOrError(filter: {tags: $tags}) { ... on Runs { results {
+                 runId status tags { key value } } } } }""",
+            tags=[{"key": "dagster/partition", "value": request_id}],
+        )
+        return found["runsOrError"]["results"]
