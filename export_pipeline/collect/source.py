@@ -26,7 +26,9 @@ _SESSION = {
     "xmloption": "content",
     # Shared sequential scans start anywhere in the table: without an index the order of rows would vary.
     "synchronize_seqscans": "off",
-    # A bad user id never appears in the server's own log.
+    # A policy that hides rows would make an incomplete export look complete: with this, PostgreSQL refuses instead.
+    "row_security": "off",
+    # The snapshot is idle while a part is stored and the file is made.
     "idle_in_transaction_session_timeout": "0",
 }
 
@@ -109,9 +111,13 @@ class Source:
                 application_name="export-pipeline source",
                 autocommit=True,
             )
+        except psycopg.Error as error:
+            raise translate(error) from None
+        try:
             for name, value in {**_SESSION, **self._limits}.items():
                 connection.execute("SELECT set_config(%s, %s, false)", [name, value])
         except psycopg.Error as error:
+            connection.close()
             raise translate(error) from None
         return connection
 
@@ -143,7 +149,10 @@ def _lsn(connection: psycopg.Connection) -> str | None:
 
 #: SQLSTATE or its class → what a person can act on. Texts of the driver are never passed on: they quote values.
 _REFUSALS = {
-    "42501": ("The source refused the permission to read.", "GRANT SELECT on the table to the role of the source URL."),
+    "42501": (
+        "The source refused the permission to read.",
+        "GRANT SELECT on the table to the role of the source URL; where row-level security applies, also BYPASSRLS.",
+    ),
     "57014": (
         "The source cancelled a statement: it took too long.",
         "Raise EXPORT_PIPELINE_SOURCE_STATEMENT_TIMEOUT_S, or index the user column.",
