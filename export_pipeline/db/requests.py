@@ -58,12 +58,12 @@ WITH open AS (
 ), claimed AS (
     UPDATE export_pipeline.export_requests AS r SET claimed_at = now(), attempt = r.attempt + 1
     FROM open WHERE r.request_id = open.request_id
-    RETURNING r.request_id, r.user_id, r.attempt
+    RETURNING r.request_id, r.user_id, r.attempt, r.requested_at
 ), logged AS (
     INSERT INTO export_pipeline.export_audit_logs (request_id, user_id, action, actor, detail)
     SELECT request_id, user_id, %(action)s, %(actor)s, 'attempt ' || attempt FROM claimed
 )
-SELECT request_id, attempt FROM claimed ORDER BY request_id
+SELECT request_id, attempt FROM claimed ORDER BY requested_at, request_id
 """
 
 #: A claimed request whose run has not begun, or a processing one whose run no longer holds its lease.
