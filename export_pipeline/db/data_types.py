@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import psycopg
 from psycopg.rows import dict_row
 
 from export_pipeline.db.pool import Database
+from export_pipeline.errors import ConfigurationError
 from export_pipeline.models import Actor, AuditAction, DataTypeConfig
 
 _NAMES = tuple(field.name for field in fields(DataTypeConfig))
@@ -48,11 +50,12 @@ class DataTypeStore:
 
         Returns:
             The data types that changed.
+
+        Raises:
+            ConfigurationError: A name cannot be stored; nothing was changed.
         """
         with self._database.connect() as connection:
-            changed = [
-                config.data_type for config in configs if connection.execute(_UPSERT.encode(), _row(config)).rowcount
-            ]
+            changed = [config.data_type for config in configs if _upsert(connection, config)]
             if prune:
                 removed = connection.execute(
                     "DELETE FROM export_pipeline.data_type_configs WHERE data_type <> ALL(%s) RETURNING data_type",
@@ -72,6 +75,17 @@ class DataTypeStore:
                     ],
                 )
         return changed
+
+
+def _upsert(connection: psycopg.Connection, config: DataTypeConfig) -> bool:
+    try:
+        return connection.execute(_UPSERT.encode(), _row(config)).rowcount > 0
+    except (psycopg.DataError, psycopg.IntegrityError, UnicodeEncodeError):
+        raise ConfigurationError(
+            f"The configuration of data type {config.data_type[:100]!a} cannot be stored.",
+            hint="A data type is 1 to 100 letters, digits, dashes and underscores, beginning with a letter; a table"
+            " name has at most 255 characters, a user id column 100; nothing holds a NUL character.",
+        ) from None
 
 
 def _config(row: dict[str, Any]) -> DataTypeConfig:
