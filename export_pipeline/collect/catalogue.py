@@ -7,24 +7,33 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.rows import dict_row
 
-from export_pipeline.collect.source import Snapshot
+from export_pipeline.collect.source import Snapshot, translate
+from export_pipeline.errors import ConfigurationError
 from export_pipeline.models import DataTypeConfig
 
-#: An exact name on the search path first, then whatever PostgreSQL itself would understand by the text.
+#: Exact names first, so that upper case and spaces need no quotes; then whatever PostgreSQL understands by the text.
 _RESOLVE_EXACT = """
-SELECT c.oid FROM pg_catalog.pg_class AS c
+SELECT c.oid::bigint FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
   AND (c.relname = %(name)s AND pg_catalog.pg_table_is_visible(c.oid)
        OR n.nspname || '.' || c.relname = %(name)s)
-ORDER BY pg_catalog.pg_table_is_visible(c.oid) DESC, c.oid LIMIT 1
 """
+#: Newer servers take a number for the oid of whatever table; a configuration means a name.
 _RESOLVE_PARSED = """
-SELECT c.oid FROM pg_catalog.pg_class AS c
-WHERE c.oid = pg_catalog.to_regclass(%(name)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+SELECT c.oid::bigint FROM pg_catalog.pg_class AS c
+WHERE c.oid = pg_catalog.to_regclass(CASE WHEN %(name)s !~ '^[[:space:]]*[0-9]+[[:space:]]*$' THEN %(name)s END)
+  AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
+#: What PostgreSQL says to a text that is not even a name: there is no such table, and nothing of it was executed.
+_NO_NAME = (
+    psycopg.errors.SyntaxError,
+    psycopg.errors.InvalidName,
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InvalidParameterValue,
+)
 _TABLE = """
-SELECT n.nspname AS schema, c.relname AS table, c.relkind = 'r' AS has_ctid,
+SELECT n.nspname AS schema, c.relname AS table, c.relkind IN ('r', 'm') AS has_ctid,
        pg_catalog.has_schema_privilege(n.oid, 'USAGE')
        AND pg_catalog.has_any_column_privilege(c.oid, 'SELECT') AS readable
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = %(oid)s
@@ -83,9 +92,10 @@ def describe(snapshot: Snapshot, config: DataTypeConfig) -> SourceTable | None:
         What is there, or None when the source has no such table.
 
     Raises:
+        ConfigurationError: The name could mean several tables, or lies in a schema that we may not look into.
         SourceError: The source cannot be asked.
     """
-    oid = _resolve(snapshot, config.table_name)
+    oid = _resolve(snapshot, config)
     if oid is None:
         return None
     with snapshot.attempt() as connection, connection.cursor(row_factory=dict_row) as cursor:
@@ -104,16 +114,27 @@ def describe(snapshot: Snapshot, config: DataTypeConfig) -> SourceTable | None:
     )
 
 
-def _resolve(snapshot: Snapshot, name: str) -> int | None:
+def _resolve(snapshot: Snapshot, config: DataTypeConfig) -> int | None:
+    where, asked = f"Data type {config.data_type}: ", {"name": config.table_name}
     with snapshot.attempt() as connection:
-        row = connection.execute(_RESOLVE_EXACT, {"name": name}).fetchone()
-    if row is None:
-        try:
-            with snapshot.connection.transaction():
-                row = snapshot.connection.execute(_RESOLVE_PARSED, {"name": name}).fetchone()
-        except (psycopg.errors.SyntaxError, psycopg.errors.InvalidName, psycopg.errors.FeatureNotSupported):
-            # Not even a name to PostgreSQL: there is no such table, and nothing of it was executed.
-            return None
-        except psycopg.errors.InvalidParameterValue:
-            return None
-    return row[0] if row else None
+        exact = connection.execute(_RESOLVE_EXACT, asked).fetchall()
+    if len(exact) > 1:
+        raise ConfigurationError(
+            f"{where}{config.table_name} could mean {len(exact)} tables of the source.",
+            hint='Quote each part of the name, as in "schema"."table".',
+        )
+    if exact:
+        return int(exact[0][0])
+    try:
+        with snapshot.connection.transaction():
+            parsed = snapshot.connection.execute(_RESOLVE_PARSED, asked).fetchone()
+    except _NO_NAME:
+        return None
+    except psycopg.errors.InsufficientPrivilege:
+        raise ConfigurationError(
+            f"{where}the table {config.table_name} may not be read.",
+            hint="GRANT USAGE on its schema and SELECT on it to the role of the source URL.",
+        ) from None
+    except psycopg.Error as error:
+        raise translate(error) from None
+    return int(parsed[0]) if parsed else None
