@@ -285,11 +285,19 @@ class ExportRun:
     ) -> None:
         """A user id that stands in no configured table is a typing error, not a person without data."""
         user_id = self._begin().user_id
+        refused: SourceRefused | None = None
         for extract in self._extracts(snapshot, planned, others):
-            with snapshot.attempt() as connection:
-                row = connection.execute(statements.exists(extract, user_id)).fetchone()
+            try:
+                with snapshot.attempt() as connection:
+                    row = connection.execute(statements.exists(extract, user_id)).fetchone()
+            except SourceRefused as error:
+                # A table that cannot be read says nothing about the user, and the next one may.
+                refused = refused or error
+                continue
             if row and row[0]:
                 return
+        if refused:
+            raise refused
         raise InvalidRequest("No configured table of the source knows this user id.", hint="Check the user id.")
 
     def _extracts(
