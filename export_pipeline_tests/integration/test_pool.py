@@ -1,0 +1,109 @@
+"""Connections to our own database, when the server takes them away or is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from export_pipeline.db import pool as module
+from export_pipeline.db.pool import Database
+from export_pipeline.errors import DatabaseUnavailable
+
+
+def terminate_all(admin: psycopg.Connection) -> int:
+    rows = admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'export-pipeline'"
+    ).fetchall()
+    return len(rows)
+
+
+def one(database: Database) -> object:
+    with database.connect() as connection:
+        return connection.execute("SELECT 1").fetchone()
+
+
+def test_after_the_server_ended_every_connection_the_next_use_works(
+    database: Database, admin: psycopg.Connection
+) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: one(database), range(8))) == [(1,)] * 8
+    assert terminate_all(admin) >= 1
+    assert one(database) == (1,)
+    assert terminate_all(admin) >= 1
+    assert one(database) == (1,)
+
+
+def test_a_connection_that_ends_in_the_middle_is_unavailable(database: Database, admin: psycopg.Connection) -> None:
+    with pytest.raises(DatabaseUnavailable) as refused, database.connect() as connection:
+        connection.execute("SELECT 1")
+        terminate_all(admin)
+        connection.execute("SELECT 2")
+    assert refused.value.retryable
+    assert one(database) == (1,)
+
+
+def test_a_block_commits_at_its_end_and_rolls_back_on_an_error(database: Database, admin: psycopg.Connection) -> None:
+    admin.execute("CREATE TABLE public.t (n int)")
+    with database.connect() as connection:
+        connection.execute("INSERT INTO public.t VALUES (1)")
+    with pytest.raises(RuntimeError, match="stop"), database.connect() as connection:
+        connection.execute("INSERT INTO public.t VALUES (2)")
+        raise RuntimeError("stop")
+    assert admin.execute("SELECT n FROM public.t").fetchall() == [(1,)]
+
+
+@pytest.mark.parametrize("use", [one, lambda database: database.dedicated()])
+def test_where_nobody_answers_the_database_is_unavailable(
+    use: Callable[[Database], object], closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CONNECT_TIMEOUT_S", 1)
+    database = Database(f"postgresql://canary-user:canary-word@127.0.0.1:{closed_port}/canary-name")
+    try:
+        with pytest.raises(DatabaseUnavailable) as refused:
+            use(database)
+    finally:
+        database.close()
+    assert str(refused.value).startswith("Our database cannot be reached.")
+    assert "EXPORT_PIPELINE_DATABASE_URL" in refused.value.hint
+    assert refused.value.__cause__ is None
+    assert not [word for word in ("canary", "127.0.0.1", "refused", "psycopg") if word in str(refused.value)]
+
+
+def test_an_error_of_the_statement_is_not_called_unavailable(database: Database) -> None:
+    with pytest.raises(psycopg.errors.QueryCanceled), database.connect() as connection:
+        connection.execute("SET LOCAL statement_timeout = 1")
+        connection.execute("SELECT pg_sleep(10)")
+
+
+def test_closing_gives_every_connection_back(
+    tables_url: str, admin: psycopg.Connection, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    database = Database(tables_url)
+    assert one(database) == (1,)
+    assert connections(admin) == 1
+    database.close()
+    database.close()
+    wait_until(lambda: connections(admin) == 0)
+
+
+def connections(admin: psycopg.Connection) -> int:
+    row = admin.execute(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'export-pipeline'"
+    ).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def test_a_dedicated_connection_is_not_the_pools(database: Database, admin: psycopg.Connection) -> None:
+    connection = database.dedicated()
+    try:
+        database.close()
+        assert connection.autocommit
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        connection.close()
