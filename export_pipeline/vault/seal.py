@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyrage
@@ -24,17 +25,18 @@ def seal(chunks: Iterable[bytes], ring: KeyRing, write: Callable[[bytes], Any]) 
     """Encrypt `chunks` for the installation's current key and hand the sealed bytes to `write`.
 
     Raises:
-        Exception: Whatever `chunks` or `write` raised, unchanged.
+        BaseException: Whatever `chunks` or `write` raised, unchanged.
     """
     reader = _Reader(chunks)
     writer = _Writer(write)
     try:
         pyrage.encrypt_io(reader, writer, [ring.recipient])
     except Exception:
-        # The library wraps what happened in our iterator; the cause is what the caller can act on.
-        if fault := reader.fault or writer.fault:
-            raise fault from None
-        raise
+        if not (reader.fault or writer.fault):
+            raise
+    # The library wraps what happened in our iterator, an interruption too; the caller can only act on the original.
+    if fault := reader.fault or writer.fault:
+        raise fault
     writer.end()
 
 
@@ -45,11 +47,12 @@ def unseal(sealed: Iterable[bytes], ring: KeyRing) -> Iterator[bytes]:
 
     Raises:
         SealBroken: Truncated, altered, or sealed for other keys.
+        BaseException: Whatever `sealed` raised, unchanged.
     """
-    pipe: queue.Queue[bytes | Exception | None] = queue.Queue(_QUEUED_CHUNKS)
+    pipe: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_CHUNKS)
     stopped = threading.Event()
 
-    def put(item: bytes | Exception | None) -> None:
+    def put(item: bytes | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return pipe.put(item, timeout=0.5)
@@ -61,7 +64,7 @@ def unseal(sealed: Iterable[bytes], ring: KeyRing) -> Iterator[bytes]:
     thread.start()
     try:
         while (item := pipe.get()) is not None:
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             yield item
     finally:
@@ -73,24 +76,22 @@ class _StoppedError(Exception):
     """Nobody reads any more."""
 
 
-def _pump(reader: _Reader, ring: KeyRing, put: Callable[[bytes | Exception | None], None]) -> None:
+def _pump(reader: _Reader, ring: KeyRing, put: Callable[[bytes | BaseException | None], None]) -> None:
+    """Whatever ends the thread is put into the queue, or else the reader would wait for ever."""
     writer = _Writer(put)
-    try:
+    with suppress(_StoppedError):
         try:
             pyrage.decrypt_io(reader, writer, list(ring.identities))
             writer.end()
             put(None)
         except _StoppedError:
             return
-        except Exception as error:
-            if isinstance(writer.fault, _StoppedError):
-                return
-            put(reader.fault or _broken(error))
-    except _StoppedError:
-        return
+        except BaseException as error:
+            if not isinstance(writer.fault, _StoppedError):
+                put(reader.fault or _broken(error))
 
 
-def _broken(error: Exception) -> SealBroken:
+def _broken(error: BaseException) -> SealBroken:
     if "No matching keys" in str(error):
         return SealBroken(
             "The file is not sealed for any of this installation's keys.",
@@ -105,15 +106,18 @@ class _Reader:
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = iter(chunks)
         self._rest = memoryview(b"")
-        self.fault: Exception | None = None
+        self.fault: BaseException | None = None
 
     def read(self, size: int = -1) -> bytes:
+        try:
+            return self._read(size)
+        except BaseException as error:
+            self.fault = error
+            raise
+
+    def _read(self, size: int) -> bytes:
         while not self._rest:
-            try:
-                chunk = next(self._chunks, None)
-            except Exception as error:
-                self.fault = error
-                raise
+            chunk = next(self._chunks, None)
             if chunk is None:
                 return b""
             self._rest = memoryview(chunk)
@@ -129,22 +133,23 @@ class _Writer:
     def __init__(self, write: Callable[[bytes], Any]) -> None:
         self._write = write
         self._buffer = bytearray()
-        self.fault: Exception | None = None
+        self.fault: BaseException | None = None
 
     def write(self, data: bytes) -> int:
-        self._buffer += data
-        if len(self._buffer) >= _CHUNK:
-            self.end()
+        try:
+            self._buffer += data
+            if len(self._buffer) >= _CHUNK:
+                self.end()
+        except BaseException as error:
+            self.fault = error
+            raise
         return len(data)
 
     def flush(self) -> None:
         """The library flushes at the end; `end` does it for us."""
 
     def end(self) -> None:
+        """Write what is left."""
         if self._buffer:
             chunk, self._buffer = bytes(self._buffer), bytearray()
-            try:
-                self._write(chunk)
-            except Exception as error:
-                self.fault = error
-                raise
+            self._write(chunk)
