@@ -31,6 +31,7 @@ from export_pipeline.settings import Settings
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.1
+_WATCH_S = 0.5
 _RESTART_WAIT_S = 2.0
 _LOG_MAX = 10_000_000  # bytes
 _HOST = "127.0.0.1"
@@ -70,8 +71,10 @@ class Stack:
     _environment: dict[str, str] = field(default_factory=dict, repr=False)
 
     def watch(self, stopped: threading.Event) -> None:
-        """Start children that died again, until `stopped` is set."""
-        while not stopped.wait(_POLL_S * 5):
+        """Start what died again, until `stopped` is set: children, and the embedded database."""
+        while not stopped.wait(_WATCH_S):
+            with contextlib.suppress(ExportPipelineError):  # it did not start: tried again at the next look
+                self.services.revive()
             for child in self._children:
                 if child.process is not None and child.process.poll() is not None:
                     if stopped.wait(_RESTART_WAIT_S):

@@ -88,6 +88,15 @@ class Services:
             reopen=reopen,
         )
 
+    def revive(self) -> None:
+        """Start the embedded server again when it died under us.
+
+        Raises:
+            DatabaseUnavailable: It does not start.
+        """
+        if self.settings.embedded and not embedded.is_running(self.settings):
+            self._held.enter_context(embedded.lease(self.settings))
+
     def close(self) -> None:
         """Give back connections and, when nobody else uses it, stop the embedded server."""
         self.database.close()

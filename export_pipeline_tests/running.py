@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 import psycopg
 from psycopg import sql
 
-from export_pipeline.db.watch import follow
+from export_pipeline.db.watch import ended, follow
 from export_pipeline.delivery import deliver
 from export_pipeline.models import Actor, ExportRequest
 from export_pipeline.supervisor import Stack
@@ -44,10 +44,8 @@ class Running:
 
     def wait(self, request_id: str, *, until: tuple[str, ...] | None = None) -> ExportRequest:
         """Wait until a request has ended, or has one of the statuses `until`."""
-        last = None
-        for last in follow(self.stack.services.database, [request_id], timeout=PATIENCE_S):
-            if until and last.status.value in until:
-                break
+        done = ended if until is None else lambda request: request.status.value in until
+        *_, last = follow(self.stack.services.database, [request_id], timeout=PATIENCE_S, until=done)
         return last
 
     def file(self, request_id: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 
@@ -18,13 +18,25 @@ ON_ITS_WAY = frozenset({RequestStatus.PENDING, RequestStatus.PROCESSING})
 _REASSURE_S = 5.0
 
 
-def follow(database: Database, request_ids: list[str], *, timeout: float | None = None) -> Iterator[ExportRequest]:
-    """Yield the requests at the beginning and whenever one changes, until all have ended or `timeout` is over.
+def ended(request: ExportRequest) -> bool:
+    """Whether a request does not move on by itself any more."""
+    return request.status not in ON_ITS_WAY
+
+
+def follow(
+    database: Database,
+    request_ids: list[str],
+    *,
+    timeout: float | None = None,
+    until: Callable[[ExportRequest], bool] = ended,
+) -> Iterator[ExportRequest]:
+    """Yield the requests at the beginning and whenever one changes, until all are done or `timeout` is over.
 
     Args:
         database: Our tables.
         request_ids: Which requests.
         timeout: Seconds; None waits for ever.
+        until: When a request is done.
 
     Raises:
         RequestNotFound: One does not exist.
@@ -41,7 +53,7 @@ def follow(database: Database, request_ids: list[str], *, timeout: float | None 
                     seen[request_id] = now
                     yield now
             left = None if deadline is None else deadline - time.monotonic()
-            if not any(request.status in ON_ITS_WAY for request in seen.values()) or (left is not None and left <= 0):
+            if all(map(until, seen.values())) or (left is not None and left <= 0):
                 return
             _next_notice(connection, _REASSURE_S if left is None else min(left, _REASSURE_S))
 

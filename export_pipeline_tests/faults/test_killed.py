@@ -1,0 +1,144 @@
+"""Whatever dies in the middle, the request ends: completed by a later attempt, or with a reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import psycopg
+import pytest
+
+from export_pipeline.postgres import postmaster
+from export_pipeline.settings import Settings
+from export_pipeline_tests.running import PATIENCE_S, TESTER, Running
+
+
+@contextmanager
+def held_in_the_middle(running: Running, request_id: str) -> Iterator[None]:
+    """Inside the block the run of the request waits for a table that we have locked."""
+    with psycopg.connect(running.stack.services.source_url) as connection:
+        connection.execute("LOCK TABLE user_clicks IN ACCESS EXCLUSIVE MODE")
+        assert running.wait(request_id, until=("processing",)).status == "processing"
+        wait_until_blocked(running)
+        yield
+
+
+def wait_until_blocked(running: Running) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    with psycopg.connect(running.stack.services.source_url, autocommit=True) as connection:
+        while not connection.execute(
+            "SELECT FROM pg_locks WHERE NOT granted AND relation = 'user_clicks'::regclass"
+        ).fetchall():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)  # PostgreSQL has no event for it
+
+
+def run_processes(running: Running) -> list[psutil.Process]:
+    """The processes that execute runs: what the code server started, less Python's own helper."""
+    server = next(child for child in running.stack._children if child.name == "code-server").process
+    return [
+        process
+        for process in psutil.Process(server.pid).children(recursive=True)
+        if "spawn_main" in " ".join(process.cmdline())
+    ]
+
+
+def kill_run(running: Running) -> None:
+    (process,) = run_processes(running)
+    process.kill()
+    process.wait(10)
+
+
+def test_a_killed_run_is_done_again(running: Running) -> None:
+    request_id = running.insert(user_id="user-0005", data_types=["user_profile", "user_clicks"])
+    with held_in_the_middle(running, request_id):
+        kill_run(running)
+        died = time.monotonic()
+    done = running.wait(request_id, until=("completed", "failed"))
+    assert (done.status, done.attempt) == ("completed", 2)
+    assert time.monotonic() - died < 120
+    actions = [entry.action for entry in running.stack.services.requests.trail(request_id)]
+    assert actions == [
+        "export_requested", "export_claimed", "export_started", "export_requeued",
+        "export_claimed", "export_started", "export_completed",
+    ]  # fmt: skip
+    assert sorted(run["status"] for run in running.finished_runs(request_id)) == ["FAILURE", "SUCCESS"]
+    assert len(running.stack.services.vault().keys(request_id)) == 1
+
+
+def test_a_run_killed_at_its_last_attempt_fails_with_a_reason(running: Running) -> None:
+    with psycopg.connect(running.stack.services.database_url) as connection:
+        request_id = running.insert(user_id="user-0005", data_types=["user_clicks"], attempt=2)
+    with held_in_the_middle(running, request_id):
+        kill_run(running)
+    done = running.wait(request_id, until=("completed", "failed"))
+    assert (done.status, done.attempt) == ("failed", 3)
+    assert "ended unexpectedly 3 times" in done.error_message
+    assert connection.closed
+
+
+def test_a_terminated_run_cancels_its_request(running: Running) -> None:
+    request_id = running.insert(user_id="user-0005", data_types=["user_clicks"])
+    with held_in_the_middle(running, request_id):
+        run_id = running.stack.services.requests.get(request_id).run_id
+        running.graphql("mutation($run: String!) { terminateRun(runId: $run) { __typename } }", run=run_id)
+        done = running.wait(request_id, until=("cancelled", "completed", "failed"))
+    assert done.status == "cancelled"
+    assert [run["status"] for run in running.finished_runs(request_id)] == ["CANCELED"]
+    assert not list((running.stack.services.settings.home / "work").rglob("*.part"))
+    running.stack.services.requests.retry(request_id, actor=TESTER)
+    assert running.wait(request_id).status == "completed"
+
+
+def test_a_failed_run_can_be_executed_again_from_the_ui(running: Running) -> None:
+    request_id = running.insert(user_id="user-0005", data_types=["user_profile", "repaired"])
+    with psycopg.connect(running.stack.services.database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO export_pipeline.data_type_configs (data_type, table_name) VALUES ('repaired', 'absent')"
+        )
+        assert running.wait(request_id).status == "failed"
+        parent = running.finished_runs(request_id)[0]["runId"]
+        connection.execute(
+            "UPDATE export_pipeline.data_type_configs SET table_name = 'users' WHERE data_type = 'repaired'"
+        )
+        launched = running.graphql(
+            """mutation($run: String!) { launchRunReexecution(reexecutionParams: {parentRunId: $run,
+                 strategy: FROM_FAILURE}) { __typename ... on LaunchRunSuccess { run { runId } } } }""",
+            run=parent,
+        )["launchRunReexecution"]
+        assert launched["__typename"] == "LaunchRunSuccess"
+        done = running.wait(request_id, until=("completed",))
+        connection.execute("DELETE FROM export_pipeline.data_type_configs WHERE data_type = 'repaired'")
+    assert (done.status, done.run_id, done.attempt) == ("completed", launched["run"]["runId"], 2)
+
+
+def test_the_database_is_killed_under_a_run(running: Running, settings: Settings) -> None:
+    request_id = running.insert(user_id="user-0005", data_types=["user_clicks"])
+    with pytest.raises(psycopg.OperationalError), held_in_the_middle(running, request_id):
+        os.kill(postmaster.find(settings.home / "postgres" / "data"), signal.SIGKILL)
+        raise psycopg.OperationalError
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            done = running.wait(request_id, until=("completed", "failed"))
+            break
+        except Exception:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)  # the server is coming back
+    assert done.status == "completed"
+
+
+def test_everything_stops_under_a_run_and_starts_again(settings: Settings, running: Running) -> None:
+    """Last in this file: it ends the installation that the others use."""
+    request_id = running.insert(user_id="user-0005", data_types=["user_clicks"])
+    with held_in_the_middle(running, request_id):
+        for child in running.stack._children:
+            child.process.kill()
+        for process in run_processes(running):
+            process.kill()
+    done = running.wait(request_id, until=("completed", "failed"))
+    assert (done.status, done.attempt) == ("completed", 2)
