@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,8 +11,6 @@ from pathlib import Path
 from pyrage import IdentityError, x25519
 
 from export_pipeline.errors import KeyUnusable
-
-_PREFIX = "AGE-SECRET-KEY-1"
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,11 @@ def load(file: Path) -> KeyRing:
     if mode & 0o077:
         raise KeyUnusable(f"The key file {file} can be read by others.", hint=f"Run `chmod 600 {file}`.")
     try:
-        identities = tuple(x25519.Identity.from_str(line.strip()) for line in lines if line.startswith(_PREFIX))
+        # As age does: a line that is neither blank nor a comment is a key, or else the file is damaged. To skip it
+        # could mean to lose an old key without a word.
+        identities = tuple(
+            x25519.Identity.from_str(line) for line in map(str.strip, lines) if line[:1] not in {"", "#"}
+        )
     except IdentityError:
         raise KeyUnusable(f"The key file {file} holds a damaged key.", hint="Restore it from the backup.") from None
     if not identities:
@@ -61,23 +64,49 @@ def create(file: Path) -> bool:
 
     Returns:
         Whether one was made.
+
+    Raises:
+        KeyUnusable: The folder cannot be written to.
     """
     if file.exists():
         return False
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _place(file, _new_identity())
+    except OSError as error:
+        raise KeyUnusable(
+            f"The key file {file} cannot be made ({type(error).__name__}).", hint="Check the rights of its folder."
+        ) from None
+
+
+def _new_identity() -> str:
     identity = x25519.Identity.generate()
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as out:
-        out.write(f"# created: {made}\n# public key: {identity.to_public()}\n{identity}\n")
-        out.flush()
-        os.fsync(out.fileno())
+    return f"# created: {made}\n# public key: {identity.to_public()}\n{identity}\n"
+
+
+def _place(file: Path, text: str) -> bool:
+    # Owner-only, and under a name that nobody else takes: not another thread, not a process that died with our id.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
         # A link and not a rename: of two processes that make the first key at once, one wins and both use it.
         os.link(temporary, file)
     except FileExistsError:
         return False
     finally:
-        temporary.unlink()
+        Path(temporary).unlink()
+    _settle(file.parent)
     return True
+
+
+def _settle(folder: Path) -> None:
+    """A power cut must not take the name of a key that files are sealed with already."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
