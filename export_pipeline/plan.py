@@ -130,6 +130,8 @@ def plan_type(config: DataTypeConfig, table: SourceTable | None, *, matchable: b
         raise ConfigurationError(f"{where}the table {config.table_name} may not be read.", hint=_GRANT)
     columns = config.columns_to_export or tuple(table.columns)
     needed = (*columns, config.user_id_column, *config.order_by)
+    if not all(isinstance(column, str) for column in needed):  # an array of SQL may hold NULL, or arrays
+        raise ConfigurationError(f"{where}columns_to_export and order_by must be plain lists of names.", hint=_MEND)
     if absent := [column for column in needed if column not in table.columns]:
         raise ConfigurationError(f"{where}{config.table_name} has no column {', '.join(absent)}.", hint=_MEND)
     if len(set(columns)) < len(columns):
