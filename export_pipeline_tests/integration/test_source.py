@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -20,7 +21,9 @@ from export_pipeline.errors import (
     SourceUnavailable,
 )
 from export_pipeline.models import DataTypeConfig
-from export_pipeline_tests.integration.conftest import Exporter, Role
+
+if TYPE_CHECKING:
+    from export_pipeline_tests.integration.conftest import Exporter, Role
 
 THINGS = DataTypeConfig(data_type="things", table_name="things")
 CANARY = "canary-user-7f3a"
