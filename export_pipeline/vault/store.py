@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +24,9 @@ from export_pipeline.vault.seal import seal, unseal
 
 _BUFFER = 8 * 1024 * 1024
 _READ_CHUNK = 1024 * 1024
+
+#: Folders and a file, none of them hidden.
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,30 +66,34 @@ class Vault:
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return _local(self._folder) if self._folder else _guard(from_url, self._url)
+        return _guard(_local, self._folder) if self._folder else _guard(from_url, self._url)
 
     def store(self, key: str, chunks: Iterable[bytes]) -> StoredObject:
         """Seal `chunks` and store them; nothing is visible under `key` before it is whole and on disk.
 
         Raises:
             StorageUnavailable: The store refused, or is full.
-            Exception: Whatever `chunks` raised, unchanged; then nothing is left behind.
+            VaultError: `key` is not a name of ours.
+            BaseException: Whatever `chunks` raised, unchanged; then nothing is left behind.
         """
+        writer = _guard(lambda: obstore.open_writer(self._store, _checked(key), buffer_size=_BUFFER))
         size = 0
+
+        def write(data: bytes) -> None:
+            nonlocal size
+            size += _guard(writer.write, data)
+
         try:
-            # Leaving the block by an error aborts the upload, leaving it in peace publishes it.
-            with obstore.open_writer(self._store, key, buffer_size=_BUFFER) as writer:
-
-                def write(data: bytes) -> None:
-                    nonlocal size
-                    size += _guard(writer.write, data)
-
-                seal(chunks, self._ring, write)
-                _guard(writer.flush)
-        except (BaseError, OSError) as error:
-            raise _unavailable(error) from None
+            seal(chunks, self._ring, write)
+            _guard(writer.flush)
+        except BaseException as error:
+            # Leaving by an error aborts the upload. The first error is the one to tell.
+            with suppress(BaseError, OSError):
+                writer.__exit__(type(error), error, error.__traceback__)
+            raise
+        _guard(writer.close)
         if self._folder:
-            _settle(self._folder / key)
+            _guard(_settle, self._folder / key, self._folder)
         return StoredObject(key=key, url=f"{self._url}/{key}", size=size)
 
     def open(self, key: str) -> Iterator[bytes]:
@@ -109,27 +119,34 @@ class Vault:
         Returns:
             How many there were.
         """
-        keys = [meta["path"] for batch in _guard(obstore.list, self._store, prefix=prefix) for meta in batch]
+        if self._folder:
+            return _guard(_remove, self._folder / _checked(prefix), self._folder)
+        keys = self.keys(_checked(prefix))
         if keys:
             _guard(obstore.delete, self._store, keys)
-        if self._folder:
-            _prune(self._folder / prefix, self._folder)
         return len(keys)
 
     def keys(self, prefix: str = "") -> list[str]:
         """Names of the stored objects."""
-        batches = _guard(obstore.list, self._store, prefix=prefix or None)
-        return sorted(meta["path"] for batch in batches for meta in batch)
+        found = _guard(lambda: obstore.list(self._store, prefix=_checked(prefix) if prefix else None).collect())
+        return sorted(meta["path"] for meta in found)
 
     def _sealed(self, key: str) -> Iterator[bytes]:
+        store = self._store
         try:
-            result = obstore.get(self._store, key)
+            for chunk in obstore.get(store, _checked(key)).stream(min_chunk_size=_READ_CHUNK):
+                yield bytes(chunk)
         except FileNotFoundError:
             raise VaultError("The stored file is gone.", hint="Request the export again.") from None
         except (BaseError, OSError) as error:
             raise _unavailable(error) from None
-        for chunk in _guard(lambda: result.stream(min_chunk_size=_READ_CHUNK)):
-            yield bytes(chunk)
+
+
+def _checked(key: str) -> str:
+    """Names become paths: one that could mean another place, or everything, never reaches the store."""
+    if not _KEY.fullmatch(key):
+        raise VaultError("This is not a name of a stored object.")
+    return key
 
 
 def _guard(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -156,9 +173,10 @@ def _local(folder: Path) -> ObjectStore:
     return LocalStore(folder, mkdir=True)
 
 
-def _settle(file: Path) -> None:
-    """Make a published file survive a power cut: its bytes, and its name in the folder."""
-    for path in (file, file.parent):
+def _settle(file: Path, root: Path) -> None:
+    """Make a published file survive a power cut: its bytes, its name, and the names of its folders."""
+    above = [folder for folder in file.parents if folder == root or root in folder.parents]
+    for path in (file, *above):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -166,15 +184,34 @@ def _settle(file: Path) -> None:
             os.close(descriptor)
 
 
-def _prune(folder: Path, root: Path) -> None:
-    """Remove folders that the deletion emptied, and leftovers of uploads that were killed in the middle."""
-    if not folder.is_dir():
-        return
-    for leftover in sorted(folder.rglob("*"), reverse=True):
-        if leftover.is_dir():
-            leftover.rmdir()
-        else:
-            leftover.unlink()
-    while folder != root and not any(folder.iterdir()):
+def _remove(below: Path, root: Path) -> int:
+    """Remove a folder: its objects, leftovers of uploads that were killed in the middle, and what becomes empty by it.
+
+    Somebody else may do the same, or begin to write beside it: what is gone is gone, and what is in use stays.
+
+    Returns:
+        How many objects there were.
+    """
+    removed = 0
+    for folder, _, names in os.walk(below, topdown=False):
+        for name in names:
+            with suppress(FileNotFoundError):
+                Path(folder, name).unlink()
+                removed += _KEY.fullmatch(name) is not None
+        _remove_empty(Path(folder))
+    while below != root and _remove_empty(below):
+        below = below.parent
+    return removed
+
+
+def _remove_empty(folder: Path) -> bool:
+    """Whether the folder is gone now."""
+    try:
         folder.rmdir()
-        folder = folder.parent
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+            return False
+        raise
+    return True
