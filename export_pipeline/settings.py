@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,7 +16,13 @@ class Settings(BaseSettings):
     """The installation's settings. An unset URL means the embedded default."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EXPORT_PIPELINE_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix="EXPORT_PIPELINE_",
+        env_file=".env",
+        # `NAME=` in an environment file means the default, not an empty path or port.
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     home: Path = Field(Path(".export-pipeline"), description="State folder: embedded database, keys, files.")
@@ -47,10 +54,14 @@ class Settings(BaseSettings):
     )
     retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
 
-    @field_validator("home")
+    @field_validator("home", "key_file")
     @classmethod
-    def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+    def _absolute(cls, path: Path | None) -> Path | None:
+        """Independent of the working folder, which differs between Dagster's processes."""
+        try:
+            return path and path.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("names an account whose home folder is unknown") from None
 
     @field_validator("database_url", "source_url")
     @classmethod
@@ -64,7 +75,9 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _known_store(cls, url: str | None) -> str | None:
-        if url and not url.startswith(("file:///", "s3://")):
+        parts = urlsplit(url or "")
+        place = {"file": not parts.netloc and parts.path.strip("/"), "s3": parts.netloc}
+        if url and not place.get(parts.scheme):
             raise ValueError("must be file:///folder or s3://bucket/prefix")
         return url or None
 
@@ -78,7 +91,8 @@ def load() -> Settings:
     """Read the environment.
 
     Raises:
-        ConfigurationError: A variable has a value that cannot be used; names it, never its value.
+        ConfigurationError: A variable has a value that cannot be used, or `.env` cannot be read; names it, never its
+            value.
     """
     try:
         return Settings()
@@ -88,3 +102,5 @@ def load() -> Settings:
             for fault in error.errors(include_input=False, include_context=False)
         )
         raise ConfigurationError(f"Settings are wrong: {faults}.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"The file .env cannot be read ({type(error).__name__}).") from None
