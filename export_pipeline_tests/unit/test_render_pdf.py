@@ -28,7 +28,8 @@ from export_pipeline.render.pdf import (
     render_report,
 )
 from export_pipeline.render.pdf_layout import MAX_TABLE_COLUMNS, is_table, table
-from export_pipeline.render.pdf_text import flat, humanised, moment, plain, rich, spelled_out
+from export_pipeline.render.pdf_text import flat, rich, spelled_out
+from export_pipeline.render.pdf_values import humanised, moment, plain
 
 NOON = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 
