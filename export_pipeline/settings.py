@@ -70,6 +70,13 @@ class Settings(BaseSettings):
             return None
         if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must start with postgresql://")
+        from psycopg import Error, conninfo  # only here, so that `--help` stays quick
+
+        try:
+            conninfo.conninfo_to_dict(url.get_secret_value())
+        except Error:
+            # Its text quotes the URL, and so the password.
+            raise ValueError("is not a URL that PostgreSQL understands; %-encode special characters") from None
         return url
 
     @field_validator("storage_url")
