@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from export_pipeline.collect.catalogue import SourceTable
+from export_pipeline.collect.policies import ColumnPolicy, Policy, altered_type, fit, parse
 from export_pipeline.collect.statements import Extract
 from export_pipeline.errors import ConfigurationError, InvalidRequest
-from export_pipeline.models import MAX_DATA_TYPES, DataTypeConfig, ExportFormat, RequestType
+from export_pipeline.models import DATA_TYPE_PATTERN, MAX_DATA_TYPES, DataTypeConfig, ExportFormat, RequestType
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def requested_types(
         raise InvalidRequest(f"More than {MAX_DATA_TYPES} data types were asked for.")
     if unknown := [name for name in names if name not in known]:
         # What was typed may be anything: only names that could be a data type are repeated.
-        shown = ", ".join(name if name.isascii() and name.isidentifier() else "(not a name)" for name in unknown[:5])
+        shown = ", ".join(name if DATA_TYPE_PATTERN.fullmatch(name) else "(not a name)" for name in unknown[:5])
         raise InvalidRequest(f"Unknown data type: {shown}.", hint=f"Known are: {', '.join(known) or 'none'}.")
     if kind is RequestType.GDPR:
         names += [name for name in known if name not in names]
@@ -112,13 +113,70 @@ def requested_types(
     return tuple(known[name] for name in names)
 
 
-def plan_type(config: DataTypeConfig, table: SourceTable | None, *, matchable: bool) -> PlannedType:
+#: The profile that applies to every export.
+_ALWAYS = "always"
+#: In a profile, every exported column that it does not name.
+_OTHERS = "*"
+
+
+def require_profile(profile: str | None, configs: Sequence[DataTypeConfig]) -> None:
+    """Make sure that every data type knows the profile: to export one of them unaltered would be a leak.
+
+    Raises:
+        InvalidRequest: One does not; names it.
+    """
+    if profile and (without := [config.data_type for config in configs if profile not in config.anonymization]):
+        raise InvalidRequest(
+            f"The anonymization profile is not configured for {', '.join(without)}.",
+            hint="Add it to the data types, or leave `anonymize` out.",
+        )
+
+
+def column_policies(
+    config: DataTypeConfig, kind: RequestType, profile: str | None, columns: Sequence[str]
+) -> dict[str, ColumnPolicy]:
+    """Choose each column's policy: `always` first, then the profile, then pseudonyms for other people's data.
+
+    Args:
+        config: The data type.
+        kind: The request's type.
+        profile: The profile that the request asks for.
+        columns: The columns of the export.
+
+    Raises:
+        ConfigurationError: A policy is wrong.
+    """
+    chosen: dict[str, ColumnPolicy] = {}
+    for name in (_ALWAYS, profile):
+        raw = config.anonymization.get(name or "", {})
+        if not isinstance(raw, Mapping):
+            raise ConfigurationError(
+                f"Data type {config.data_type}: a profile must map columns to policies.", hint=_MEND
+            )
+        explicit = {column: parse(column, policy) for column, policy in raw.items() if column != _OTHERS}
+        others = {column: parse(column, raw[_OTHERS]) for column in columns} if _OTHERS in raw else {}
+        chosen = {**others, **explicit, **chosen}
+    if kind is RequestType.GDPR:
+        chosen = {**{column: parse(column, Policy.HASH.value) for column in config.third_party}, **chosen}
+    return chosen
+
+
+def plan_type(
+    config: DataTypeConfig,
+    table: SourceTable | None,
+    *,
+    matchable: bool,
+    kind: RequestType = RequestType.CUSTOM,
+    profile: str | None = None,
+) -> PlannedType:
     """Check one configuration against what the source has.
 
     Args:
         config: The configuration.
         table: What the source says; None when there is no such table.
         matchable: Whether the user's id can be a value of the user column.
+        kind: The request's type.
+        profile: The anonymization profile that the request asks for.
 
     Raises:
         ConfigurationError: Table or column is absent, named twice, or not readable; says which.
@@ -129,28 +187,49 @@ def plan_type(config: DataTypeConfig, table: SourceTable | None, *, matchable: b
     if not table.readable:
         raise ConfigurationError(f"{where}the table {config.table_name} may not be read.", hint=_GRANT)
     columns = config.columns_to_export or tuple(table.columns)
-    needed = (*columns, config.user_id_column, *config.order_by)
+    named = [column for raw in config.anonymization.values() if isinstance(raw, Mapping) for column in raw]
+    needed = (*columns, config.user_id_column, *config.order_by, *config.third_party)
     if not all(isinstance(column, str) for column in needed):  # an array of SQL may hold NULL, or arrays
-        raise ConfigurationError(f"{where}columns_to_export and order_by must be plain lists of names.", hint=_MEND)
-    if absent := [column for column in needed if column not in table.columns]:
+        raise ConfigurationError(f"{where}its lists of columns must be plain lists of names.", hint=_MEND)
+    if absent := [name for name in (*needed, *named) if name not in table.columns and name != _OTHERS]:
         raise ConfigurationError(f"{where}{config.table_name} has no column {', '.join(absent)}.", hint=_MEND)
     if len(set(columns)) < len(columns):
         raise ConfigurationError(f"{where}a column is listed twice.", hint=_MEND)
-    order_by = config.order_by or table.key
+    policies = {
+        column: fit(policy, table.columns[column])
+        for column, policy in column_policies(config, kind, profile, columns).items()
+        if column in columns
+    }
+    left = tuple(column for column in columns if column not in policies or policies[column].policy is not Policy.DROP)
+    if not left:
+        raise ConfigurationError(f"{where}every column is dropped.", hint=_MEND)
     return PlannedType(
         data_type=config.data_type,
         title=config.title or config.data_type.replace("_", " ").capitalize(),
-        extract=Extract(
-            schema=table.schema,
-            table=table.table,
-            columns=columns,
-            user_id_column=config.user_id_column,
-            order_by=order_by,
-            by_address=not order_by and table.has_ctid,
-            matchable=matchable,
-        ),
-        types=tuple(table.columns[column] for column in columns),
+        extract=_extract(config, table, left, tuple(policies.values()), matchable=matchable),
+        types=tuple(altered_type(policies[column]) if column in policies else table.columns[column] for column in left),
         note="" if table.user_column_indexed else f"no index begins with {config.user_id_column}",
+    )
+
+
+def _extract(
+    config: DataTypeConfig,
+    table: SourceTable,
+    columns: tuple[str, ...],
+    policies: tuple[ColumnPolicy, ...],
+    *,
+    matchable: bool,
+) -> Extract:
+    order_by = config.order_by or table.key
+    return Extract(
+        schema=table.schema,
+        table=table.table,
+        columns=columns,
+        user_id_column=config.user_id_column,
+        order_by=order_by,
+        by_address=not order_by and table.has_ctid,
+        matchable=matchable,
+        policies=policies,
     )
 
 
