@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from dagster._config import UserConfigSchema
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import URL
 
 from export_pipeline.defs.process import services
 
@@ -36,9 +37,17 @@ class SettingsPostgresStorage(DagsterPostgresStorage):
 def dagster_url(url: str) -> str:
     """Point a PostgreSQL URL at Dagster's schema, by the driver that Dagster's storage needs.
 
-    SQLAlchemy would take psycopg 3 for `postgresql://`, and Dagster's storage hangs with it.
+    SQLAlchemy would take psycopg 3 for `postgresql://`, and Dagster's storage hangs with it. What libpq understands by
+    a URL (several hosts, sockets, odd passwords, options of its own) goes on as parameters: SQLAlchemy reads URLs by
+    other rules.
     """
-    parts = urlsplit(url)
-    option = "options=-csearch_path%3Ddagster"
-    query = f"{parts.query}&{option}" if parts.query else option
-    return urlunsplit(("postgresql+psycopg2", parts.netloc, parts.path, query, ""))
+    known = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+    # The last setting of a name counts.
+    known["options"] = f"{known.get('options', '')} -csearch_path=dagster".strip()
+    return URL.create(
+        "postgresql+psycopg2",
+        username=known.pop("user", None),
+        password=known.pop("password", None),
+        database=known.pop("dbname", None),
+        query=known,
+    ).render_as_string(hide_password=False)
