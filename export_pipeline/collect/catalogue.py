@@ -38,9 +38,30 @@ SELECT n.nspname AS schema, c.relname AS table, c.relkind IN ('r', 'm') AS has_c
        AND pg_catalog.has_any_column_privilege(c.oid, 'SELECT') AS readable
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = %(oid)s
 """
+#: A column's type as it is declared, and what it is underneath: see `column_types` for the names of base types.
 _ATTRIBUTES = """
-SELECT attname AS name, pg_catalog.format_type(atttypid, atttypmod) AS type, attnum AS number
-FROM pg_catalog.pg_attribute WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+WITH RECURSIVE layer (number, type, modifier) AS (
+    SELECT attnum, atttypid, atttypmod FROM pg_catalog.pg_attribute
+    WHERE attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped
+    UNION ALL
+    SELECT layer.number, t.typbasetype, t.typtypmod
+    FROM layer JOIN pg_catalog.pg_type AS t ON t.oid = layer.type WHERE t.typtype = 'd'
+)
+SELECT a.attname AS name, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
+       CASE WHEN t.typtype = 'c' THEN 'record'
+            WHEN t.oid = 'pg_catalog.numeric'::pg_catalog.regtype
+            THEN pg_catalog.format_type(t.oid, layer.modifier)
+            WHEN t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace
+            THEN pg_catalog.format_type(t.oid, NULL)
+            WHEN t.typtype = 'e' THEN 'anyenum'
+            WHEN t.typtype = 'r' THEN 'anyrange'
+            WHEN t.typtype = 'm' THEN 'anymultirange'
+            WHEN t.typcategory = 'A' AND t.typelem <> 0 THEN 'anyarray'
+            ELSE '' END AS base_type
+FROM layer
+JOIN pg_catalog.pg_type AS t ON t.oid = layer.type AND t.typtype <> 'd'
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = %(oid)s AND a.attnum = layer.number
+ORDER BY layer.number
 """
 #: The primary key, or else the smallest unique index over columns that are never NULL.
 _KEY = """
@@ -70,6 +91,7 @@ class SourceTable:
         schema: Its schema.
         table: Its name.
         columns: Column name → PostgreSQL type, in the table's order.
+        base_types: Column name → what the type is underneath, in the words of `column_types`.
         key: Columns of the primary key or of a unique index; empty when there is none.
         has_ctid: Whether rows have a physical address, to order by when there is no key.
         readable: Whether our role may read it.
@@ -79,6 +101,7 @@ class SourceTable:
     schema: str
     table: str
     columns: dict[str, str]
+    base_types: dict[str, str]
     key: tuple[str, ...]
     has_ctid: bool
     readable: bool
@@ -109,6 +132,7 @@ def describe(snapshot: Snapshot, config: DataTypeConfig) -> SourceTable | None:
     return SourceTable(
         **table,
         columns={attribute["name"]: attribute["type"] for attribute in attributes},
+        base_types={attribute["name"]: attribute["base_type"] for attribute in attributes},
         key=tuple(key["columns"]) if key else (),
         user_column_indexed=bool(index and index["indexed"]),
     )
