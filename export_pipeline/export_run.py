@@ -272,13 +272,14 @@ class ExportRun:
     def _comparable(self, snapshot: Snapshot, column_type: str) -> bool:
         try:
             with snapshot.connection.transaction():
-                snapshot.connection.execute(statements.comparable(column_type, self._begin().user_id))
+                statement = statements.comparable(column_type, self._begin().user_id)
+                row = snapshot.connection.execute(statement).fetchone()
         except _NOT_COMPARABLE:
             return False
         except psycopg.Error:
             # Not our business here: the statement that reads the rows will say what is wrong.
             return True
-        return True
+        return bool(row and row[0])
 
     def _refuse_unknown_user(
         self, snapshot: Snapshot, planned: Sequence[PlannedType], others: Sequence[DataTypeConfig]

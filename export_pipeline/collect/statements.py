@@ -64,10 +64,15 @@ def exists(extract: Extract, user_id: str) -> sql.Composed:
 
 
 def comparable(column_type: str, user_id: str) -> sql.Composed:
-    """A statement that fails when the id is no value of the type; `column_type` must come from the catalogue."""
-    return sql.SQL("SELECT {value}::{type}").format(
+    """Whether a row can have this id, as the source writes it; fails when the id is no value of the type at all.
+
+    An id names one person: what PostgreSQL would also read as 7 (' 7', '07', '0x7') names nobody, and neither does a
+    text that a type cuts short. A uuid may be in capitals. `column_type` must come from the catalogue.
+    """
+    return sql.SQL("SELECT {value}::{type}::text = {written}").format(
         value=literal(user_id),
         type=sql.SQL(column_type),  # format_type() of the catalogue, not configuration
+        written=literal(user_id.lower() if column_type == "uuid" else user_id),
     )
 
 
