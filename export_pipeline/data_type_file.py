@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from export_pipeline.collect import policies
 from export_pipeline.errors import ConfigurationError
 from export_pipeline.models import DATA_TYPE_PATTERN, DataTypeConfig
 
@@ -27,6 +28,8 @@ class _Entry(BaseModel):
     requires_approval: bool = False
     order_by: tuple[_Name, ...] = ()
     title: str = ""
+    anonymization: dict[_Name, dict[_Name, Any]] = Field(default_factory=dict)
+    third_party: tuple[_Name, ...] = ()
 
     @field_validator("data_type")
     @classmethod
@@ -34,6 +37,17 @@ class _Entry(BaseModel):
         if not DATA_TYPE_PATTERN.fullmatch(name):
             raise ValueError("use letters, digits, dashes and underscores, beginning with a letter")
         return name
+
+    @field_validator("anonymization")
+    @classmethod
+    def _policies(cls, profiles: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for columns in profiles.values():
+            for column, policy in columns.items():
+                try:
+                    policies.parse(column, policy)
+                except ConfigurationError as error:
+                    raise ValueError(str(error)) from None
+        return profiles
 
 
 class _File(BaseModel):

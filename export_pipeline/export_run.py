@@ -7,7 +7,7 @@ step: a later run of the same request begins by clearing what it left.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ import psycopg
 from export_pipeline import manifest
 from export_pipeline.collect import catalogue, statements
 from export_pipeline.collect.parts import Part, collect
+from export_pipeline.collect.policies import HashScope, Policy, pseudonym, session_settings
 from export_pipeline.collect.source import Snapshot, Source
 from export_pipeline.db.data_types import DataTypeStore
 from export_pipeline.db.lease import RequestLease
@@ -32,7 +33,9 @@ from export_pipeline.plan import (
     plan_type,
     request_type,
     requested_types,
+    require_profile,
 )
+from export_pipeline.pump import ahead
 from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import Document, FoundPart, Renderer
 from export_pipeline.vault.store import Vault
@@ -76,6 +79,7 @@ class ExportRun:
         source: Where users' data lives.
         vault: Where delivered files go.
         work: Where parts go, sealed like everything else.
+        pseudonym_key: Gives the key of hashed columns for a purpose.
         request_id: The request.
         run_id: The Dagster run.
         reopen: Whether the run may take up a request that failed or was cancelled.
@@ -88,6 +92,7 @@ class ExportRun:
         source: Source,
         vault: Vault,
         work: Vault,
+        pseudonym_key: Callable[[str], bytes],
         request_id: str,
         run_id: str,
         reopen: bool,
@@ -100,6 +105,7 @@ class ExportRun:
         self._source = source
         self._vault = vault
         self._work = work
+        self._pseudonym_key = pseudonym_key
         self._reopen = reopen
         self._request: ExportRequest | None = None
         self._snapshot: Snapshot | None = None
@@ -124,6 +130,7 @@ class ExportRun:
         kind, form = request_type(request.request_type), export_format(request.format)
         configs = self._data_types.all()
         chosen = requested_types(kind, request.data_types, configs)
+        require_profile(request.anonymize, chosen)
         snapshot = self._take_snapshot()
         planned = tuple(self._plan_type(snapshot, config) for config in chosen)
         self._refuse_unknown_user(snapshot, planned, [config for config in configs if config not in chosen])
@@ -139,8 +146,10 @@ class ExportRun:
         """
         request = self._begin()
         planned = next(planned for planned in plan.types if planned.data_type == data_type)
+        snapshot = self._take_snapshot()
+        self._give_keys(snapshot, planned.extract)
         part = collect(
-            self._take_snapshot(),
+            snapshot,
             planned.extract,
             request.user_id,
             data_type=data_type,
@@ -172,7 +181,10 @@ class ExportRun:
         snapshot = self._take_snapshot().info
         contents = manifest.build(request, plan, parts, not_exported, snapshot, export_date)
         document = Document(
-            user_id=request.user_id, request_id=request.request_id, export_date=export_date, manifest=contents
+            user_id=self._shown_user_id(request),
+            request_id=request.request_id,
+            export_date=export_date,
+            manifest=contents,
         )
         stored = self._vault.store(
             f"{self._folder}/export.age",
@@ -258,21 +270,47 @@ class ExportRun:
         self._request = self._requests.start(self.request_id, self.run_id, reopen=self._reopen and first)
         return self._request
 
+    def _owned(self) -> ExportRequest:
+        """The request as this step found it."""
+        return self._request or self._begin()
+
     def _take_snapshot(self) -> Snapshot:
         if self._snapshot is None:
             self._snapshot = self._open.enter_context(self._source.snapshot())
         return self._snapshot
 
+    def _give_keys(self, snapshot: Snapshot, extract: statements.Extract) -> None:
+        """Let the source hash: it gets keys that are derived for this purpose, as bound session settings."""
+        scopes = {HashScope(policy.argument) for policy in extract.policies if policy.policy is Policy.HASH}
+        for scope in scopes:
+            snapshot.set(session_settings(scope, self._pseudonym_key(self._purpose(scope))))
+
+    def _purpose(self, scope: HashScope) -> str:
+        return f"export {self.request_id}" if scope is HashScope.EXPORT else scope.value
+
+    def _shown_user_id(self, request: ExportRequest) -> str:
+        """An anonymised file names its person as a hashed column of it would."""
+        if not request.anonymize:
+            return request.user_id
+        return pseudonym(self._pseudonym_key(self._purpose(HashScope.EXPORT)), request.user_id)
+
     def _plan_type(self, snapshot: Snapshot, config: DataTypeConfig) -> PlannedType:
         table = catalogue.describe(snapshot, config)
         column_type = table.columns.get(config.user_id_column) if table else None
         matchable = column_type is not None and self._comparable(snapshot, column_type)
-        return plan_type(config, table, matchable=matchable)
+        request = self._owned()
+        return plan_type(
+            config,
+            table,
+            matchable=matchable,
+            kind=request_type(request.request_type),
+            profile=request.anonymize,
+        )
 
     def _comparable(self, snapshot: Snapshot, column_type: str) -> bool:
         try:
             with snapshot.connection.transaction():
-                statement = statements.comparable(column_type, self._begin().user_id)
+                statement = statements.comparable(column_type, self._owned().user_id)
                 row = snapshot.connection.execute(statement).fetchone()
         except _NOT_COMPARABLE:
             return False
@@ -285,7 +323,7 @@ class ExportRun:
         self, snapshot: Snapshot, planned: Sequence[PlannedType], others: Sequence[DataTypeConfig]
     ) -> None:
         """A user id that stands in no configured table is a typing error, not a person without data."""
-        user_id = self._begin().user_id
+        user_id = self._owned().user_id
         refused: SourceRefused | None = None
         for extract in self._extracts(snapshot, planned, others):
             try:
@@ -324,7 +362,7 @@ class ExportRun:
 
     def _read_back(self, renderer: Renderer, key: str, parts: Sequence[Part]) -> tuple[int, str]:
         meter = _Meter()
-        found = renderer.inspect(meter.watch(delivered(self._vault.open(key), renderer.content_encoding)))
+        found = renderer.inspect(ahead(meter.watch(delivered(self._vault.open(key), renderer.content_encoding))))
         expected = {part.data_type: FoundPart(rows=part.rows, size=part.size, sha256=part.sha256) for part in parts}
         if found.parts != expected:
             raise FileNotVerified("The stored file does not hold what was collected.", hint="Retry the request.")

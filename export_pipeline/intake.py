@@ -9,7 +9,7 @@ from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.errors import InvalidRequest
 from export_pipeline.models import MAX_ID_LENGTH, REQUEST_ID_PATTERN, Actor, ExportRequest, NewRequest
-from export_pipeline.plan import export_format, request_type, requested_types
+from export_pipeline.plan import export_format, request_type, requested_types, require_profile
 
 
 class Intake:
@@ -32,6 +32,7 @@ class Intake:
         format: str = "json",
         kind: str = "custom",
         request_id: str | None = None,
+        anonymize: str | None = None,
     ) -> ExportRequest:
         """Write a pending request; the sensor starts its run.
 
@@ -42,11 +43,13 @@ class Intake:
             format: One of `ExportFormat`.
             kind: One of `RequestType`.
             request_id: An id of the caller's own; None makes one.
+            anonymize: The anonymization profile that is applied; None asks for none.
 
         Raises:
             InvalidRequest: Something is wrong with what was asked; nothing was written.
         """
         chosen = requested_types(request_type(kind), data_types, self._data_types.all())
+        require_profile(anonymize, chosen)
         return self._requests.insert(
             NewRequest(
                 user_id=_id(user_id, "user id"),
@@ -55,6 +58,7 @@ class Intake:
                 data_types=tuple(config.data_type for config in chosen),
                 format=export_format(format),
                 request_id=None if request_id is None else _request_id(request_id),
+                anonymize=anonymize or None,
             ),
             actor,
         )

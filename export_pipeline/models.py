@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -81,6 +81,7 @@ class ExportRequest:
     error_message: str | None
     attempt: int
     run_id: str | None
+    anonymize: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ class NewRequest:
     data_types: tuple[str, ...]
     format: ExportFormat
     request_id: str | None = None
+    anonymize: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,9 @@ class DataTypeConfig:
         requires_approval: A request for it waits for an approver.
         order_by: Columns that give the rows their order; empty means the primary key.
         title: What the data type is called in front of people; empty means a title made from its name.
+        anonymization: Profile → column → policy; `collect.policies` reads the policies. The profile ``always`` applies
+            to every export.
+        third_party: Columns that hold other people's data: pseudonyms in gdpr exports unless a policy says otherwise.
     """
 
     data_type: str
@@ -118,6 +123,8 @@ class DataTypeConfig:
     requires_approval: bool = False
     order_by: tuple[str, ...] = ()
     title: str = ""
+    anonymization: dict[str, dict[str, Any]] = field(default_factory=dict)
+    third_party: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,9 @@ class Settings(BaseSettings):
     key_file: Path | None = Field(
         None, description="age identity file; unset means `keys/age.txt` in home, made by `migrate` and `up`."
     )
+    pseudonym_key_file: Path | None = Field(
+        None, description="Secret behind hashed columns; unset means `keys/pseudonyms.txt` in home, made when absent."
+    )
     postgres_account: str | None = Field(
         None,
         description="Account that runs the embedded server when we are root; unset means postgres or nobody.",
@@ -54,7 +57,7 @@ class Settings(BaseSettings):
     )
     retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
 
-    @field_validator("home", "key_file")
+    @field_validator("home", "key_file", "pseudonym_key_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Independent of the working folder, which differs between Dagster's processes."""

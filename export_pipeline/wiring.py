@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -19,7 +20,7 @@ from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
 from export_pipeline.intake import Intake
 from export_pipeline.settings import Settings
-from export_pipeline.vault import keys
+from export_pipeline.vault import keys, pseudonyms
 from export_pipeline.vault.store import Vault
 
 
@@ -83,6 +84,7 @@ class Services:
             source=self.source(),
             vault=self.vault(),
             work=Vault((self.settings.home / "work").as_uri(), key_file(self.settings)),
+            pseudonym_key=partial(pseudonyms.derive, pseudonym_key_file(self.settings)),
             request_id=request_id,
             run_id=run_id,
             reopen=reopen,
@@ -128,10 +130,9 @@ def connect(settings: Settings, *, prepare: bool = True) -> Services:
             with _own(url) as connection:
                 if settings.embedded:
                     migrate(connection)
+                    make_keys(settings)
                 else:
                     require_current(connection)
-            if settings.key_file is None:
-                keys.create(key_file(settings))
         return Services(settings=settings, database_url=url, database=Database(url), _held=held)
     except BaseException:
         held.close()
@@ -147,14 +148,31 @@ def apply_migrations(settings: Settings) -> list[str]:
     with ExitStack() as held:
         with _own(_database_url(settings, held)) as connection:
             applied = migrate(connection)
-        if settings.key_file is None:
-            keys.create(key_file(settings))
+        make_keys(settings)
     return [f"{migration.version:04d} {migration.name}" for migration in applied]
+
+
+def make_keys(settings: Settings) -> None:
+    """Make the first keys where their files are ours to make. A lost key is never replaced behind anybody's back:
+    with a database of your own only `export-pipeline migrate` comes here.
+
+    Raises:
+        KeyUnusable: A folder cannot be written to.
+    """
+    if settings.key_file is None:
+        keys.create(key_file(settings))
+    if settings.pseudonym_key_file is None:
+        pseudonyms.create(pseudonym_key_file(settings))
 
 
 def key_file(settings: Settings) -> Path:
     """Where the age identities are."""
     return settings.key_file or settings.home / "keys" / "age.txt"
+
+
+def pseudonym_key_file(settings: Settings) -> Path:
+    """Where the secret behind hashed columns is."""
+    return settings.pseudonym_key_file or settings.home / "keys" / "pseudonyms.txt"
 
 
 def storage_url(settings: Settings) -> str:

@@ -15,7 +15,6 @@ from pydantic import SecretStr
 from export_pipeline import embedded, sample_source, wiring
 from export_pipeline.db.migrate import migrate
 from export_pipeline.settings import Settings
-from export_pipeline.vault import keys
 
 _numbers = itertools.count(1)
 
@@ -80,7 +79,7 @@ def sample_url(new_database: Callable[..., str], sample_template: str) -> str:
 def settings(tmp_path: Path, sample_url: str) -> Settings:
     """An installation on a database of its own, with a key, that holds the sample source."""
     made = Settings(_env_file=None, home=tmp_path / "home", database_url=SecretStr(sample_url))
-    keys.create(wiring.key_file(made))
+    wiring.make_keys(made)
     return made
 
 

@@ -26,13 +26,18 @@ def request(
     ] = None,
     form: Annotated[str, typer.Option("--format", "-f", help=f"One of: {', '.join(ExportFormat)}.")] = "json",
     kind: Annotated[str, typer.Option("--request-type", help=f"One of: {', '.join(RequestType)}.")] = "custom",
+    anonymize: Annotated[
+        str | None, typer.Option("--anonymize", help="Anonymization profile of the data types.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the request has ended; needs `up`.")] = False,
     timeout: Annotated[float, typer.Option(help="Longest wait, in seconds.")] = 3600.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask for an export; prints the request's id."""
     with wiring.connect(settings.load()) as services:
-        made = services.intake.request(user_id=user, data_types=data_types or [], actor=_me(), format=form, kind=kind)
+        made = services.intake.request(
+            user_id=user, data_types=data_types or [], actor=_me(), format=form, kind=kind, anonymize=anonymize
+        )
         if wait:
             for changed in follow(services.database, [made.request_id], timeout=timeout):
                 made = changed

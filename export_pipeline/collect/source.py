@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,6 +59,16 @@ class Snapshot:
     def __init__(self, connection: psycopg.Connection, info: SnapshotInfo) -> None:
         self.connection = connection
         self.info = info
+
+    def set(self, settings: Mapping[str, str]) -> None:
+        """Set session settings for the statements of this snapshot; values are bound.
+
+        Raises:
+            SourceError: The source went away.
+        """
+        with self.attempt() as connection:
+            for name, value in settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
 
     @contextmanager
     def attempt(self) -> Iterator[psycopg.Connection]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg import sql
 
+from export_pipeline.collect import policies
 from export_pipeline.collect.source import literal
 
 
@@ -30,6 +31,7 @@ class Extract:
         order_by: Columns that order the rows; ``("ctid",)`` with `by_address` orders by the physical address.
         by_address: Order by the row's address because the table has no key.
         matchable: False when the user's id cannot be a value of the user column, so that no row can match.
+        policies: Columns that are altered before they leave the source.
     """
 
     schema: str
@@ -39,6 +41,7 @@ class Extract:
     order_by: tuple[str, ...] = ()
     by_address: bool = False
     matchable: bool = True
+    policies: tuple[policies.ColumnPolicy, ...] = ()
 
     @classmethod
     def from_ticket(cls, ticket: dict[str, Any]) -> Extract:
@@ -46,6 +49,7 @@ class Extract:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in ticket.items()
         }
+        values["policies"] = tuple(map(policies.from_ticket, values["policies"]))
         return cls(**values)
 
 
@@ -103,11 +107,21 @@ _COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json}
 
 def _select(extract: Extract, user_id: str) -> sql.Composed:
     return sql.SQL("SELECT {columns} FROM {table} WHERE {match}{order}").format(
-        columns=sql.SQL(", ").join(map(sql.Identifier, extract.columns)),
+        columns=sql.SQL(", ").join(_column(extract, column) for column in extract.columns),
         table=_table(extract),
         match=_match(extract, user_id),
         order=_order(extract),
     )
+
+
+def _column(extract: Extract, column: str) -> sql.Composable:
+    """What stands in the SELECT for one column."""
+    for policy in extract.policies:
+        if policy.column == column:
+            return sql.SQL("{expression} AS {column}").format(
+                expression=policies.expression(policy), column=sql.Identifier(column)
+            )
+    return sql.Identifier(column)
 
 
 def _table(extract: Extract) -> sql.Identifier:
@@ -127,7 +141,9 @@ def _order(extract: Extract) -> sql.Composable:
         return sql.SQL(" ORDER BY ctid")
     if not extract.order_by:
         return sql.SQL("")
-    return sql.SQL(" ORDER BY {columns}").format(columns=sql.SQL(", ").join(map(sql.Identifier, extract.order_by)))
+    # With the table's name: a bare name would mean the altered column of the SELECT.
+    columns = (sql.Identifier(extract.schema, extract.table, column) for column in extract.order_by)
+    return sql.SQL(" ORDER BY {columns}").format(columns=sql.SQL(", ").join(columns))
 
 
 def _unused(name: str, taken: tuple[str, ...]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from export_pipeline.db.pool import Database
 from export_pipeline.errors import ConfigurationError
@@ -94,4 +95,10 @@ def _config(row: dict[str, Any]) -> DataTypeConfig:
 
 
 def _row(config: DataTypeConfig) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {name: _stored(value) for name, value in asdict(config).items()}
+
+
+def _stored(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Jsonb(value)
+    return list(value) if isinstance(value, tuple) else value

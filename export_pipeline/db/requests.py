@@ -29,7 +29,7 @@ from export_pipeline.models import (
 )
 
 _COLUMNS = """request_id, user_id, requested_by, request_type, data_types, format, status, requested_at,
-    completed_at, file_url, error_message, attempt, run_id"""
+    completed_at, file_url, error_message, attempt, run_id, anonymize"""
 
 #: One move of one request: `set` and `guard` are constants of this file, everything else is bound.
 _MOVE = (
@@ -174,11 +174,11 @@ class RequestStore:
         """
         query = f"""
             INSERT INTO export_pipeline.export_requests
-                (request_id, user_id, requested_by, request_type, data_types, format)
-            VALUES (coalesce(%s, gen_random_uuid()::text), %s, %s, %s, %s, %s) RETURNING {_COLUMNS}"""
+                (request_id, user_id, requested_by, request_type, data_types, format, anonymize)
+            VALUES (coalesce(%s, gen_random_uuid()::text), %s, %s, %s, %s, %s, %s) RETURNING {_COLUMNS}"""
         values = [
             new.request_id, new.user_id, new.requested_by, new.request_type.value,
-            list(new.data_types), new.format.value,
+            list(new.data_types), new.format.value, new.anonymize,
         ]  # fmt: skip
         try:
             with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:

@@ -39,7 +39,7 @@ def plan_export(
         yield dg.DynamicOutput(planned.data_type, mapping_key=key, output_name="data_types")
 
 
-@dg.op(description="Stream one data type from the source into a sealed part.")
+@dg.op(out=dg.Out(Ticket), description="Stream one data type from the source into a sealed part.")
 def collect_data_type(
     context: dg.OpExecutionContext, plan: Ticket, data_type: str, export_run: dg.ResourceParam[LazyExportRun]
 ) -> Iterator[dg.Output[Ticket]]:
@@ -68,7 +68,7 @@ def collect_data_type(
     )
 
 
-@dg.op(description="Make the delivered file out of the parts, store it sealed, read it back and compare.")
+@dg.op(out=dg.Out(Ticket), description="Make the file out of the parts, store it sealed, read it back, compare.")
 def render_and_store(
     context: dg.OpExecutionContext,
     plan: Ticket,
@@ -93,7 +93,7 @@ def render_and_store(
     )
 
 
-@dg.op(description="Publish the file: metadata, status and audit row in one transaction.")
+@dg.op(out=dg.Out(str), description="Publish the file: metadata, status and audit row in one transaction.")
 def write_metadata(
     context: dg.OpExecutionContext, stored: Ticket, export_run: dg.ResourceParam[LazyExportRun]
 ) -> Iterator[dg.Output[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 from pyrage import IdentityError, x25519
 
 from export_pipeline.errors import KeyUnusable
+from export_pipeline.vault import secret_file
 
 
 @dataclass(frozen=True)
@@ -35,23 +34,11 @@ def load(file: Path) -> KeyRing:
     Raises:
         KeyUnusable: The file is absent, unreadable, readable by others, or holds no identity.
     """
+    lines = secret_file.lines(file)
     try:
-        mode = file.stat().st_mode
-        lines = file.read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        raise KeyUnusable(
-            f"The key file {file} does not exist.", hint="Restore it; `export-pipeline migrate` makes the first one."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeyUnusable(f"The key file {file} cannot be read ({type(error).__name__}).") from None
-    if mode & 0o077:
-        raise KeyUnusable(f"The key file {file} can be read by others.", hint=f"Run `chmod 600 {file}`.")
-    try:
-        # As age does: a line that is neither blank nor a comment is a key, or else the file is damaged. To skip it
-        # could mean to lose an old key without a word.
-        identities = tuple(
-            x25519.Identity.from_str(line) for line in map(str.strip, lines) if line[:1] not in {"", "#"}
-        )
+        # As age does: every line is a key, or else the file is damaged. To skip one could mean to lose an old key
+        # without a word.
+        identities = tuple(map(x25519.Identity.from_str, lines))
     except IdentityError:
         raise KeyUnusable(f"The key file {file} holds a damaged key.", hint="Restore it from the backup.") from None
     if not identities:
@@ -68,45 +55,10 @@ def create(file: Path) -> bool:
     Raises:
         KeyUnusable: The folder cannot be written to.
     """
-    if file.exists():
-        return False
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _place(file, _new_identity())
-    except OSError as error:
-        raise KeyUnusable(
-            f"The key file {file} cannot be made ({type(error).__name__}).", hint="Check the rights of its folder."
-        ) from None
+    return secret_file.create(file, _new_identity)
 
 
 def _new_identity() -> str:
     identity = x25519.Identity.generate()
     made = datetime.now(UTC).isoformat(timespec="seconds")
     return f"# created: {made}\n# public key: {identity.to_public()}\n{identity}\n"
-
-
-def _place(file: Path, text: str) -> bool:
-    # Owner-only, and under a name that nobody else takes: not another thread, not a process that died with our id.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        # A link and not a rename: of two processes that make the first key at once, one wins and both use it.
-        os.link(temporary, file)
-    except FileExistsError:
-        return False
-    finally:
-        Path(temporary).unlink()
-    _settle(file.parent)
-    return True
-
-
-def _settle(folder: Path) -> None:
-    """A power cut must not take the name of a key that files are sealed with already."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ from pydantic import SecretStr
 
 from export_pipeline import supervisor, wiring
 from export_pipeline.settings import Settings
-from export_pipeline.vault import keys
 from export_pipeline_tests.conftest import database_url
 from export_pipeline_tests.running import Running
 
@@ -25,7 +24,7 @@ def running(server_url: str, sample_template: str, tmp_path_factory: pytest.Temp
         connection.execute(f"CREATE DATABASE acceptance TEMPLATE {sample_template}")
     url = database_url(server_url, "acceptance")
     settings = Settings(_env_file=None, home=tmp_path_factory.mktemp("home"), database_url=SecretStr(url), ui_port=0)
-    keys.create(wiring.key_file(settings))
+    wiring.make_keys(settings)
     with psycopg.connect(url) as connection:
         connection.execute(_BROKEN)
     with supervisor.start(settings) as stack:
