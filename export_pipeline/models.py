@@ -81,7 +81,7 @@ class ExportRequest:
     error_message: str | None
     attempt: int
     run_id: str | None
-    anonymize: str | None
+    anonymize: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
