@@ -16,6 +16,7 @@ from export_pipeline.render.renderer import Document, FoundPart, Inspection
 from export_pipeline.render.streams import json_object
 
 _MANIFEST = "manifest.json"
+_ALL_BUT_MARKS = bytes(set(range(256)) - set(b'"\n'))
 
 
 class CsvRenderer:
@@ -55,7 +56,7 @@ def _members(
             name=f"{part.data_type}.csv",
             size=part.size,
             crc32=part.crc32,
-            packed_size=part.deflated_size,
+            packed_size=part.packed_size,
             packed=read(part),
         )
     manifest = {"user_id": document.user_id, **document.manifest}
@@ -69,8 +70,10 @@ def _count(content: Iterable[bytes]) -> FoundPart:
     for piece in content:
         size += len(piece)
         sha256.update(piece)
+        # Only quotes and newlines matter, and two quotes with no newline between them change nothing.
+        marks = piece.translate(None, _ALL_BUT_MARKS).replace(b'""', b"")
         # Between two quotes lies a quoted text; a doubled quote inside it opens an empty text outside.
-        texts = piece.split(b'"')
-        rows += b"".join(texts[quoted::2]).count(b"\n")
+        texts = marks.split(b'"')
+        rows += sum(map(len, texts[quoted::2]))
         quoted ^= (len(texts) - 1) & 1
     return FoundPart(rows=rows, size=size, sha256=sha256.hexdigest())

@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from isal import isal_zlib
+
 from export_pipeline.errors import FileNotVerified
+from export_pipeline.pump import ahead
 from export_pipeline.render.streams import Scanner, inflate
 
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
@@ -102,7 +105,7 @@ def read(chunks: Iterable[bytes]) -> Iterator[FoundMember]:
             raise FileNotVerified("The archive is damaged.")
         names.add(member.name)
         content = inflate(member.packed) if member.deflated else member.packed
-        yield FoundMember(name=member.name, content=_checked(content, member.size, member.crc32))
+        yield FoundMember(name=member.name, content=ahead(_checked(content, member.size, member.crc32)))
     directory = directory or _Directory((0, 0))
     tail = directory.entries + directory.end
     if magic + scanner.exactly(len(tail) - len(magic)) != tail or any(scanner.rest()):
@@ -169,7 +172,7 @@ def _checked(content: Iterable[bytes], size: int, crc32: int) -> Iterator[bytes]
     found_size = found_crc32 = 0
     for piece in content:
         found_size += len(piece)
-        found_crc32 = zlib.crc32(piece, found_crc32)
+        found_crc32 = isal_zlib.crc32(piece, found_crc32)
         yield piece
     if (found_size, found_crc32) != (size, crc32):
         raise FileNotVerified("The archive is damaged.")

@@ -6,19 +6,16 @@ it finds that the end is missing: a reader must not trust what it got until the 
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pyrage
 
 from export_pipeline.errors import SealBroken
+from export_pipeline.pump import ReaderLeft, pumped
 from export_pipeline.vault.keys import KeyRing
 
 _CHUNK = 256 * 1024
-_QUEUED_CHUNKS = 8
 
 
 def seal(chunks: Iterable[bytes], ring: KeyRing, write: Callable[[bytes], Any]) -> None:
@@ -43,52 +40,26 @@ def seal(chunks: Iterable[bytes], ring: KeyRing, write: Callable[[bytes], Any]) 
 def unseal(sealed: Iterable[bytes], ring: KeyRing) -> Iterator[bytes]:
     """Decrypt, in chunks of about 256 KiB.
 
-    The library pushes and we are pulled from, so it runs in a thread of its own behind a short queue.
+    The library pushes and we are pulled from, so it runs in a thread of its own.
 
     Raises:
         SealBroken: Truncated, altered, or sealed for other keys.
         BaseException: Whatever `sealed` raised, unchanged.
     """
-    pipe: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUED_CHUNKS)
-    stopped = threading.Event()
+    reader = _Reader(sealed)
 
-    def put(item: bytes | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return pipe.put(item, timeout=0.5)
-            except queue.Full:
-                continue
-        raise _StoppedError
-
-    thread = threading.Thread(target=_pump, args=(_Reader(sealed), ring, put), name="unseal", daemon=True)
-    thread.start()
-    try:
-        while (item := pipe.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
-
-
-class _StoppedError(Exception):
-    """Nobody reads any more."""
-
-
-def _pump(reader: _Reader, ring: KeyRing, put: Callable[[bytes | BaseException | None], None]) -> None:
-    """Whatever ends the thread is put into the queue, or else the reader would wait for ever."""
-    writer = _Writer(put)
-    with suppress(_StoppedError):
+    def push(put: Callable[[bytes], None]) -> None:
+        writer = _Writer(put)
         try:
             pyrage.decrypt_io(reader, writer, list(ring.identities))
-            writer.end()
-            put(None)
-        except _StoppedError:
-            return
+            return writer.end()
+        except ReaderLeft:
+            raise
         except BaseException as error:
-            if not isinstance(writer.fault, _StoppedError):
-                put(reader.fault or _broken(error))
+            fault = writer.fault or reader.fault or _broken(error)
+        raise fault
+
+    return pumped(push, name="unseal")
 
 
 def _broken(error: BaseException) -> SealBroken:
