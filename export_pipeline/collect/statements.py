@@ -17,6 +17,7 @@ class RowEncoding(StrEnum):
 
     CSV = "csv"
     JSON = "json"
+    NDJSON = "ndjson"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def _copy_json(extract: Extract, select: sql.Composed) -> sql.Composed:
     ).format(alias=sql.Identifier(alias), select=select)
 
 
-_COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json}
+_COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json, RowEncoding.NDJSON: _copy_json}
 
 
 def _select(extract: Extract, user_id: str) -> sql.Composed:

@@ -61,7 +61,7 @@ def collect_data_type(
             "data_type": data_type,
             "rows": ticket["rows"],
             "bytes": ticket["size"],
-            "compressed bytes": ticket["deflated_size"],
+            "compressed bytes": ticket["packed_size"],
             "seconds": ticket["seconds"],
             "format": plan["format"],
         },

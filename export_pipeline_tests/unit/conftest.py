@@ -30,7 +30,7 @@ def make_part(data_type: str, content: bytes, rows: int) -> Part:
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         crc32=zlib.crc32(content),
-        deflated_size=len(raw_deflate(content)),
+        packed_size=len(raw_deflate(content)),
         seconds=0.1,
     )
 
