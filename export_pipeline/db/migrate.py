@@ -61,20 +61,31 @@ def migrate(connection: psycopg.Connection, *, up_to: int | None = None) -> list
         The migrations that were applied now.
 
     Raises:
-        ConfigurationError: The tables come from a newer version, or an applied migration was changed.
+        ConfigurationError: The tables come from a newer version, an applied migration was changed, or our role may not
+            make tables.
     """
-    with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-        connection.execute(_LEDGER)
-        applied = _applied(connection)
-        _refuse_strangers(applied)
-        todo = [m for m in migrations() if m.version not in applied and (up_to is None or m.version <= up_to)]
-        for migration in todo:
-            connection.execute(migration.sql.encode())
-            connection.execute(
-                "INSERT INTO export_pipeline.schema_migrations (version, name, sha256) VALUES (%s, %s, %s)",
-                [migration.version, migration.name, migration.sha256],
-            )
+    try:
+        with connection.transaction():
+            return _apply(connection, up_to)
+    except psycopg.errors.InsufficientPrivilege:
+        raise ConfigurationError(
+            "The role of the database URL may not make the tables.",
+            hint="GRANT CREATE ON DATABASE to it, or run `export-pipeline migrate` as the role that owns the tables.",
+        ) from None
+
+
+def _apply(connection: psycopg.Connection, up_to: int | None) -> list[Migration]:
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+    connection.execute(_LEDGER)
+    applied = _applied(connection)
+    _refuse_strangers(applied)
+    todo = [m for m in migrations() if m.version not in applied and (up_to is None or m.version <= up_to)]
+    for migration in todo:
+        connection.execute(migration.sql.encode())
+        connection.execute(
+            "INSERT INTO export_pipeline.schema_migrations (version, name, sha256) VALUES (%s, %s, %s)",
+            [migration.version, migration.name, migration.sha256],
+        )
     return todo
 
 
@@ -83,10 +94,17 @@ def require_current(connection: psycopg.Connection) -> None:
 
     Raises:
         NotMigrated: They are not; the hint names the command.
+        ConfigurationError: Our role may not look at them.
     """
-    with connection.transaction():
-        ledger = connection.execute("SELECT to_regclass('export_pipeline.schema_migrations')").fetchone()
-        applied = _applied(connection) if ledger and ledger[0] else {}
+    try:
+        with connection.transaction():
+            ledger = connection.execute("SELECT to_regclass('export_pipeline.schema_migrations')").fetchone()
+            applied = _applied(connection) if ledger and ledger[0] else {}
+    except psycopg.errors.InsufficientPrivilege:
+        raise ConfigurationError(
+            "The role of the database URL may not look at the tables.",
+            hint="GRANT USAGE ON SCHEMA export_pipeline, and SELECT, INSERT, UPDATE, DELETE on its tables.",
+        ) from None
     if set(applied) != {migration.version for migration in migrations()}:
         raise NotMigrated(
             f"The tables are at version {max(applied, default=0)}, this program needs {migrations()[-1].version}.",
