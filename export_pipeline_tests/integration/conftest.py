@@ -95,6 +95,7 @@ def exporter_for(tmp_path: Path) -> Iterator[Callable[..., Exporter]]:
                 source_statement_timeout_s=20,
                 source_lock_timeout_s=1,
             )
+            wiring.apply_migrations(settings)  # there is nothing to apply, but it makes the keys
             services = made.enter_context(wiring.connect(settings))
             if configs:
                 services.data_types.apply(configs, ADMIN, prune=True)
