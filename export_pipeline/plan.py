@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from export_pipeline.collect.catalogue import SourceTable
-from export_pipeline.collect.policies import ColumnPolicy, Policy, altered_type, fit, parse
+from export_pipeline.collect.policies import ColumnPolicy, Policy, altered_base_type, altered_type, fit, parse
 from export_pipeline.collect.statements import Extract
 from export_pipeline.errors import ConfigurationError, InvalidRequest
 from export_pipeline.models import DATA_TYPE_PATTERN, MAX_DATA_TYPES, DataTypeConfig, ExportFormat, RequestType
@@ -168,6 +168,7 @@ def plan_type(
     matchable: bool,
     kind: RequestType = RequestType.CUSTOM,
     profile: str | None = None,
+    escape_formulas: bool = False,
 ) -> PlannedType:
     """Check one configuration against what the source has.
 
@@ -177,6 +178,7 @@ def plan_type(
         matchable: Whether the user's id can be a value of the user column.
         kind: The request's type.
         profile: The anonymization profile that the request asks for.
+        escape_formulas: Whether CSV must be safe to open in a spreadsheet.
 
     Raises:
         ConfigurationError: Table or column is absent, named twice, or not readable; says which.
@@ -206,7 +208,7 @@ def plan_type(
     return PlannedType(
         data_type=config.data_type,
         title=config.title or config.data_type.replace("_", " ").capitalize(),
-        extract=_extract(config, table, left, tuple(policies.values()), matchable=matchable),
+        extract=_extract(config, table, left, policies, matchable=matchable, escape_formulas=escape_formulas),
         types=tuple(altered_type(policies[column]) if column in policies else table.columns[column] for column in left),
         note="" if table.user_column_indexed else f"no index begins with {config.user_id_column}",
     )
@@ -216,9 +218,10 @@ def _extract(
     config: DataTypeConfig,
     table: SourceTable,
     columns: tuple[str, ...],
-    policies: tuple[ColumnPolicy, ...],
+    policies: Mapping[str, ColumnPolicy],
     *,
     matchable: bool,
+    escape_formulas: bool,
 ) -> Extract:
     order_by = config.order_by or table.key
     return Extract(
@@ -229,7 +232,14 @@ def _extract(
         order_by=order_by,
         by_address=not order_by and table.has_ctid,
         matchable=matchable,
-        policies=policies,
+        policies=tuple(policies.values()),
+        base_types=tuple(
+            altered_base_type(policies[column], table.base_types[column])
+            if column in policies
+            else table.base_types[column]
+            for column in columns
+        ),
+        escape_formulas=escape_formulas,
     )
 
 

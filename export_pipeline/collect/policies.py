@@ -138,6 +138,11 @@ def altered_type(policy: ColumnPolicy) -> str:
     return policy.column_type if policy.policy is Policy.TRUNCATE else "text"
 
 
+def altered_base_type(policy: ColumnPolicy, base_type: str) -> str:
+    """The same for the base type that the catalogue gave."""
+    return base_type if policy.policy is Policy.TRUNCATE else "text"
+
+
 def expression(policy: ColumnPolicy) -> sql.Composable:
     """The SQL for an altered column; NULL stays NULL. A dropped column has none."""
     return _EXPRESSIONS[policy.policy](sql.Identifier(policy.column), policy.argument, policy.column_type)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 from typing import Any
 
 from psycopg import sql
 
-from export_pipeline.collect import policies
+from export_pipeline.collect import column_types, policies
 from export_pipeline.collect.source import literal
 
 
@@ -33,6 +34,9 @@ class Extract:
         by_address: Order by the row's address because the table has no key.
         matchable: False when the user's id cannot be a value of the user column, so that no row can match.
         policies: Columns that are altered before they leave the source.
+        base_types: What each column is underneath once it is altered, in the words of `column_types`; a column
+            without one is guarded against everything.
+        escape_formulas: Whether CSV must be safe to open in a spreadsheet.
     """
 
     schema: str
@@ -43,6 +47,13 @@ class Extract:
     by_address: bool = False
     matchable: bool = True
     policies: tuple[policies.ColumnPolicy, ...] = ()
+    base_types: tuple[str, ...] = ()
+    escape_formulas: bool = False
+
+    @property
+    def typed_columns(self) -> tuple[tuple[str, str], ...]:
+        """Each column with its base type."""
+        return tuple(zip_longest(self.columns, self.base_types, fillvalue=column_types.UNKNOWN))
 
     @classmethod
     def from_ticket(cls, ticket: dict[str, Any]) -> Extract:
@@ -94,13 +105,17 @@ def _copy_json(extract: Extract, select: sql.Composed) -> sql.Composed:
     """One JSON object a line.
 
     JSON text holds no raw control character, so quoting by \\x01 never happens and nothing has to be unescaped. Only
-    a column of type json may bring raw newlines, as white space between its tokens: they become spaces.
+    a value of type json may bring raw newlines, as white space between its tokens: they become spaces. (`replace`
+    twice costs a tenth of `translate`, which walks through every character.)
     """
-    alias = _unused("r", extract.columns)
+    row = sql.SQL("row_to_json({alias})::text")
+    if any(column_types.may_hold_raw_json(base_type) for _, base_type in extract.typed_columns):
+        row = sql.SQL("replace(replace(row_to_json({alias})::text, E'\\n', ' '), E'\\r', ' ')")
+    alias = sql.Identifier(_unused("r", extract.columns))
     return sql.SQL(
-        "COPY (SELECT translate(row_to_json({alias})::text, E'\\n\\r', '  ') FROM ({select}) AS {alias})"
+        "COPY (SELECT {row} FROM ({select}) AS {alias})"
         " TO STDOUT WITH (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ESCAPE E'\\x01', ENCODING 'UTF8')"
-    ).format(alias=sql.Identifier(alias), select=select)
+    ).format(row=row.format(alias=alias), alias=alias, select=select)
 
 
 _COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json, RowEncoding.NDJSON: _copy_json}
