@@ -83,6 +83,8 @@ def test_a_wrong_value_in_a_dotenv_file_is_named_and_not_shown() -> None:
         ("database_url", f"mysql://me:{PASSWORD}@host/db"),
         ("database_url", f"host=db password={PASSWORD}"),
         ("source_url", f"https://{PASSWORD}"),
+        ("source_url", f"postgresql://me:what?/{PASSWORD}@host/db"),
+        ("database_url", f"postgresql://me:%zz{PASSWORD}@host/db"),
         ("storage_url", f"ftp://me:{PASSWORD}@host"),
         ("storage_url", f"file://{PASSWORD}/folder"),
         ("storage_url", "file:///"),

@@ -128,10 +128,9 @@ class TestRead:
     def test_it_reads_what_write_made_however_it_is_cut(self, size: int, cutting: Any) -> None:
         assert read_all(cutting.cut(archive_of(FILES), size)) == FILES
 
-    def test_at_every_two_cuts(self, cutting: Any) -> None:
-        small = archive_of({"a": b"x"})
-        for chunks in cutting.all_cuts(small):
-            assert read_all(chunks) == {"a": b"x"}
+    def test_cut_at_every_place(self) -> None:
+        for at in range(len(SMALL)):
+            assert read_all([SMALL[:at], b"", SMALL[at:]]) == {"\u00e9.csv": b"id\n1\n", "b.csv": b"id\n"}
 
     def test_an_archive_of_nothing(self) -> None:
         assert read_all([archive_of({})]) == {}
