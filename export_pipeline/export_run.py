@@ -80,6 +80,7 @@ class ExportRun:
         vault: Where delivered files go.
         work: Where parts go, sealed like everything else.
         pseudonym_key: Gives the key of hashed columns for a purpose.
+        escape_formulas: Whether CSV must be safe to open in a spreadsheet.
         request_id: The request.
         run_id: The Dagster run.
         reopen: Whether the run may take up a request that failed or was cancelled.
@@ -93,6 +94,7 @@ class ExportRun:
         vault: Vault,
         work: Vault,
         pseudonym_key: Callable[[str], bytes],
+        escape_formulas: bool = True,
         request_id: str,
         run_id: str,
         reopen: bool,
@@ -106,6 +108,7 @@ class ExportRun:
         self._vault = vault
         self._work = work
         self._pseudonym_key = pseudonym_key
+        self._escape_formulas = escape_formulas
         self._reopen = reopen
         self._request: ExportRequest | None = None
         self._snapshot: Snapshot | None = None
@@ -305,6 +308,7 @@ class ExportRun:
             matchable=matchable,
             kind=request_type(request.request_type),
             profile=request.anonymize,
+            escape_formulas=self._escape_formulas,
         )
 
     def _comparable(self, snapshot: Snapshot, column_type: str) -> bool:

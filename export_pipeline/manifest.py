@@ -8,7 +8,7 @@ from typing import Any
 
 from export_pipeline.collect.parts import Part
 from export_pipeline.collect.source import SnapshotInfo
-from export_pipeline.models import ExportRequest
+from export_pipeline.models import ExportFormat, ExportRequest
 from export_pipeline.plan import ExportPlan
 
 #: Of the layout that docs/FORMAT.md describes.
@@ -36,7 +36,7 @@ def build(
     Returns:
         JSON-ready; everything but the user's id, which only the file itself repeats.
     """
-    return {
+    stated = {
         "format_version": FORMAT_VERSION,
         "request_id": request.request_id,
         "request_type": request.request_type,
@@ -50,6 +50,11 @@ def build(
         "parts": [_part(plan, part) for part in parts],
         "not_exported": [{"data_type": name, "reason": reason} for name, reason in not_exported.items()],
     }
+    if plan.format is ExportFormat.CSV:
+        # Who reads the file must know whether a leading quote is to be taken away.
+        escaped = any(planned.extract.escape_formulas for planned in plan.types)
+        stated["csv_formulas"] = "escape" if escaped else "raw"
+    return stated
 
 
 def _part(plan: ExportPlan, part: Part) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -10,6 +11,13 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export_pipeline.errors import ConfigurationError
+
+
+class CsvFormulas(StrEnum):
+    """What CSV does with texts that a spreadsheet would run as formulas."""
+
+    ESCAPE = "escape"
+    RAW = "raw"
 
 
 class Settings(BaseSettings):
@@ -54,6 +62,11 @@ class Settings(BaseSettings):
     )
     source_lock_timeout_s: Annotated[int, Field(ge=0)] = Field(
         10, description="Longest wait for a lock on the source, in seconds; 0 means no limit."
+    )
+    csv_formulas: CsvFormulas = Field(
+        CsvFormulas.ESCAPE,
+        description="What CSV does with texts that a spreadsheet would run as a formula: `escape` puts a single quote "
+        "before them (and before a leading single quote, so that it can be undone), `raw` leaves them as they are.",
     )
     retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
 

@@ -19,7 +19,7 @@ from export_pipeline.db.tickets import TicketStore
 from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
 from export_pipeline.intake import Intake
-from export_pipeline.settings import Settings
+from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.vault import keys, pseudonyms
 from export_pipeline.vault.store import Vault
 
@@ -85,6 +85,7 @@ class Services:
             vault=self.vault(),
             work=Vault((self.settings.home / "work").as_uri(), key_file(self.settings)),
             pseudonym_key=partial(pseudonyms.derive, pseudonym_key_file(self.settings)),
+            escape_formulas=self.settings.csv_formulas is CsvFormulas.ESCAPE,
             request_id=request_id,
             run_id=run_id,
             reopen=reopen,

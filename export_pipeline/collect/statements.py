@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg import sql
 
-from export_pipeline.collect import column_types, policies
+from export_pipeline.collect import column_types, formulas, policies
 from export_pipeline.collect.source import literal
 
 
@@ -94,7 +94,7 @@ def comparable(column_type: str, user_id: str) -> sql.Composed:
 
 def copy_out(extract: Extract, user_id: str, encoding: RowEncoding) -> sql.Composed:
     """The statement that streams the rows, one line each."""
-    return _COPY[encoding](extract, _select(extract, user_id))
+    return _COPY[encoding](extract, _select(extract, user_id, encoding))
 
 
 def _copy_csv(extract: Extract, select: sql.Composed) -> sql.Composed:
@@ -121,22 +121,31 @@ def _copy_json(extract: Extract, select: sql.Composed) -> sql.Composed:
 _COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json, RowEncoding.NDJSON: _copy_json}
 
 
-def _select(extract: Extract, user_id: str) -> sql.Composed:
+def _select(extract: Extract, user_id: str, encoding: RowEncoding) -> sql.Composed:
     return sql.SQL("SELECT {columns} FROM {table} WHERE {match}{order}").format(
-        columns=sql.SQL(", ").join(_column(extract, column) for column in extract.columns),
+        columns=sql.SQL(", ").join(
+            _column(extract, column, base_type, encoding) for column, base_type in extract.typed_columns
+        ),
         table=_table(extract),
         match=_match(extract, user_id),
         order=_order(extract),
     )
 
 
-def _column(extract: Extract, column: str) -> sql.Composable:
+def _column(extract: Extract, column: str, base_type: str, encoding: RowEncoding) -> sql.Composable:
     """What stands in the SELECT for one column."""
+    name = sql.Identifier(column)
+    value = _value(extract, column)
+    if encoding is RowEncoding.CSV and extract.escape_formulas and column_types.may_begin_a_formula(base_type):
+        value = formulas.escaped(value, base_type)
+    return name if value == name else sql.SQL("{value} AS {name}").format(value=value, name=name)
+
+
+def _value(extract: Extract, column: str) -> sql.Composable:
+    """The column, altered where a policy says so."""
     for policy in extract.policies:
         if policy.column == column:
-            return sql.SQL("{expression} AS {column}").format(
-                expression=policies.expression(policy), column=sql.Identifier(column)
-            )
+            return policies.expression(policy)
     return sql.Identifier(column)
 
 
