@@ -29,6 +29,7 @@ class ExportFormat(StrEnum):
 
     JSON = "json"
     CSV = "csv"
+    NDJSON = "ndjson"
 
 
 class RequestStatus(StrEnum):

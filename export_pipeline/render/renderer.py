@@ -58,7 +58,7 @@ class Inspection:
 
 
 class Renderer(Protocol):
-    """One format. A new one is done when it passes `export_pipeline_tests/unit/test_renderers.py`.
+    """One format. A new one is done when it passes `export_pipeline_tests/integration/test_renderers.py`.
 
     Attributes:
         format: Its name in requests.
@@ -82,7 +82,7 @@ class Renderer(Protocol):
         Args:
             document: What the file says beside its rows.
             parts: The collected data types, in the file's order.
-            read: Opens a part: its raw deflate stream.
+            read: Opens a part: its content as the encoding packs it, mostly a raw deflate stream.
         """
         ...
 
