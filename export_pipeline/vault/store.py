@@ -23,6 +23,8 @@ from export_pipeline.vault.keys import KeyRing
 from export_pipeline.vault.seal import seal, unseal
 
 _BUFFER = 8 * 1024 * 1024
+#: One request to an S3 store: large enough that its round trip vanishes.
+_READ_AHEAD = 4 * 1024 * 1024
 _READ_CHUNK = 1024 * 1024
 
 #: Folders and a file, none of them hidden.
@@ -134,8 +136,10 @@ class Vault:
     def _sealed(self, key: str) -> Iterator[bytes]:
         store = self._store
         try:
-            for chunk in obstore.get(store, _checked(key)).stream(min_chunk_size=_READ_CHUNK):
-                yield bytes(chunk)
+            # By ranges: of a local file, the library's stream of small chunks costs ten times the processor time.
+            reader = obstore.open_reader(store, _checked(key), buffer_size=_READ_AHEAD)
+            while chunk := bytes(reader.read(_READ_CHUNK)):
+                yield chunk
         except FileNotFoundError:
             raise VaultError("The stored file is gone.", hint="Request the export again.") from None
         except (BaseError, OSError) as error:
