@@ -220,9 +220,14 @@ def test_every_yaml_example_loads(page: str, block: str, tmp_path: Path) -> None
 
 
 def written_keys(file: Path) -> set[str]:
-    """Keys of the dict displays in a module."""
-    displays = [node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Dict)]
-    return {key.value for display in displays for key in display.keys if isinstance(key, ast.Constant)}
+    """Keys of the dict displays in a module, and those that are set one by one."""
+    keys: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Dict):
+            keys += node.keys
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            keys.append(node.slice)
+    return {key.value for key in keys if isinstance(key, ast.Constant)}
 
 
 def test_every_manifest_field_is_explained() -> None:
