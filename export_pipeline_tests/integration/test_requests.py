@@ -440,6 +440,7 @@ def test_the_oldest_are_claimed_first_and_in_their_order(store: RequestStore, pu
     assert store.claim(3) == []
 
 
+@pytest.mark.timeout(30)
 def test_a_claim_steps_over_a_row_that_another_holds(
     store: RequestStore, put: Callable[..., str], tables_url: str
 ) -> None:
