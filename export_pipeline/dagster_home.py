@@ -16,6 +16,16 @@ from pydantic import SecretStr
 from export_pipeline.settings import Settings
 
 _MODULE = "export_pipeline.definitions"
+#: The number of warm workers limits runs, and the sensor claims no more requests than they can soon begin: Dagster's
+#: own queue would only add its polling.
+_WARM = {
+    "run_launcher": {"module": "export_pipeline.defs.launcher", "class": "WarmRunLauncher", "config": {}},
+    "run_coordinator": {
+        "module": "dagster.core.run_coordinator",
+        "class": "DefaultRunCoordinator",
+        "config": {},
+    },
+}
 #: The kernel's limit for the path of a Unix socket, on Linux and macOS.
 _SOCKET_PATH_MAX = 103
 
@@ -57,7 +67,11 @@ def write(settings: Settings) -> CodeServer:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     shipped = resources.files("export_pipeline") / "defs" / "dagster.yaml"
     instance = yaml.safe_load(shipped.read_text(encoding="utf-8"))
-    instance["concurrency"]["runs"]["max_concurrent_runs"] = settings.max_concurrent_runs
+    if settings.launcher == "warm":
+        instance |= _WARM
+        del instance["concurrency"]
+    else:
+        instance["concurrency"]["runs"]["max_concurrent_runs"] = settings.max_concurrent_runs
     _write(home / "dagster.yaml", yaml.safe_dump(instance, sort_keys=False))
     socket = _socket(home)
     location = {"grpc_server": {"socket": str(socket), "location_name": "export_pipeline"}}

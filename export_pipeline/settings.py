@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     )
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard.")
     ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
+    launcher: Literal["warm", "default"] = Field(
+        "warm", description="How runs get a process: `warm` workers that wait for them, or Dagster's `default`."
+    )
+    recycle_after: int = Field(
+        200, ge=0, description="Runs after which a warm worker is started afresh; 1 gives each its own, 0 means never."
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="Runs that a request gets before it fails.")
     max_concurrent_runs: int = Field(2, ge=1, le=1000, description="Export runs at the same time.")
     source_statement_timeout_s: Annotated[int, Field(ge=0)] = Field(

@@ -77,7 +77,8 @@ class Stack:
                 self.services.revive()
             for child in self._children:
                 if child.process is not None and child.process.poll() is not None:
-                    if stopped.wait(_RESTART_WAIT_S):
+                    # A worker that ends by itself was recycled; anything else must not die in a busy loop.
+                    if child.process.returncode != 0 and stopped.wait(_RESTART_WAIT_S):
                         return
                     self._start(child)
 
@@ -132,7 +133,11 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         say("Starting Dagster's code server")
         _add(stack, "code-server", code_server.command)
         _wait(stack, "code-server", lambda: _accepts(code_server.socket))
-        _add(stack, "daemon", [_script("dagster-daemon"), "run", *workspace])
+        _add(stack, "daemon", [sys.executable, "-m", "export_pipeline.defs.daemon", *workspace])
+        if settings.launcher == "warm":
+            for number in range(settings.max_concurrent_runs):
+                worker = [sys.executable, "-m", "export_pipeline.defs.worker"]
+                _add(stack, f"worker-{number + 1}", [*worker, "--recycle-after", str(settings.recycle_after)])
         _add(stack, "webserver", [_script("dagster-webserver"), "-h", _HOST, "-p", str(port), *workspace])
         say("Starting Dagster's daemon and web server")
         _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/server_info"))

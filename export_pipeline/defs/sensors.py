@@ -18,7 +18,7 @@ _GRACE = timedelta(seconds=20)
 
 @dg.sensor(
     job=export_user_data,
-    minimum_interval_seconds=2,
+    minimum_interval_seconds=1,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="New rows in export_requests → one partitioned run each.",
 )

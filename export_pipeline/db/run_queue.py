@@ -1,0 +1,164 @@
+"""The queue between launchers and warm workers: runs that were asked for and have no process yet.
+
+It lives in PostgreSQL so that nothing is lost when a launcher or a worker dies, and so that workers need no address.
+A worker is alive as long as its connection holds its lock; what a dead one had taken is taken over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+
+from export_pipeline.db.pool import Database
+from export_pipeline.errors import DatabaseUnavailable
+
+_NEW = "export_run_queue"
+_CANCEL = "export_run_cancel"
+_LOCK_CLASS = 20260102
+
+_PUT = """
+INSERT INTO export_pipeline.export_run_queue (run_id)
+SELECT %(run_id)s WHERE export_pipeline.workers_alive() > 0
+ON CONFLICT (run_id) DO NOTHING RETURNING run_id
+"""
+_TAKE = """
+UPDATE export_pipeline.export_run_queue SET worker = %(worker)s
+WHERE run_id = (
+    SELECT run_id FROM export_pipeline.export_run_queue
+    WHERE worker IS NULL OR NOT export_pipeline.worker_is_alive(worker)
+    ORDER BY enqueued_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING run_id
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuedRun:
+    """Where a run stands in the queue.
+
+    Attributes:
+        taken: Whether a worker took it.
+        alive: Whether that worker's process lives.
+    """
+
+    taken: bool
+    alive: bool
+
+
+class RunQueue:
+    """What launchers and workers do with the queue.
+
+    Args:
+        database: Where our tables live.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def put(self, run_id: str) -> bool:
+        """Hand a run to the workers.
+
+        Returns:
+            False when no worker is alive: then nothing was written, and the run must be launched another way.
+        """
+        with self._database.connect() as connection:
+            if connection.execute(_PUT, {"run_id": run_id}).fetchone() is None:
+                return False
+            connection.execute("SELECT pg_notify(%s, '')", [_NEW])
+            return True
+
+    def take(self, worker: int) -> str | None:
+        """Take the run that waits longest, or one whose worker died. Two workers never take the same."""
+        with self._database.connect() as connection:
+            row = connection.execute(_TAKE, {"worker": worker}).fetchone()
+        return row[0] if row else None
+
+    def done(self, run_id: str) -> None:
+        """Forget a run that has ended."""
+        with self._database.connect() as connection:
+            connection.execute("DELETE FROM export_pipeline.export_run_queue WHERE run_id = %s", [run_id])
+
+    def find(self, run_id: str) -> QueuedRun | None:
+        """Say where a run stands; None when it is not in the queue."""
+        with self._database.connect() as connection:
+            row = connection.execute(
+                "SELECT worker IS NOT NULL, coalesce(export_pipeline.worker_is_alive(worker), false)"
+                " FROM export_pipeline.export_run_queue WHERE run_id = %s",
+                [run_id],
+            ).fetchone()
+        return QueuedRun(taken=row[0], alive=row[1]) if row else None
+
+    def withdraw(self, run_id: str) -> bool:
+        """Take a run back that no worker has taken yet.
+
+        Returns:
+            Whether it was still waiting.
+        """
+        with self._database.connect() as connection:
+            return (
+                connection.execute(
+                    "DELETE FROM export_pipeline.export_run_queue WHERE run_id = %s AND worker IS NULL", [run_id]
+                ).rowcount
+                > 0
+            )
+
+    def cancel(self, run_id: str) -> None:
+        """Ask the worker that has the run to interrupt it."""
+        with self._database.connect() as connection:
+            connection.execute("SELECT pg_notify(%s, %s)", [_CANCEL, run_id])
+
+
+class Seat:
+    """A worker's place: its number, the lock that shows that it lives, and what it is told.
+
+    Args:
+        database: Where our tables live.
+        on_cancel: Called with a run's id, in a thread of the seat's own.
+    """
+
+    def __init__(self, database: Database, on_cancel: Callable[[str], None]) -> None:
+        self._database = database
+        self._on_cancel = on_cancel
+        self._woken = threading.Event()
+        self._connection = self._database.dedicated()
+        self.worker = self._sit(self._connection)
+        self._thread = threading.Thread(target=self._listen, name="seat", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there may be a run, at most `timeout` seconds."""
+        self._woken.wait(timeout)
+        self._woken.clear()
+
+    def lost(self) -> bool:
+        """Whether the connection, and with it the lock, is gone: then somebody else may take over."""
+        return not self._thread.is_alive()
+
+    def wake(self) -> None:
+        """End a `wait`."""
+        self._woken.set()
+
+    def leave(self) -> None:
+        """Give the seat back."""
+        with suppress(psycopg.Error):
+            self._connection.close()
+
+    def _sit(self, connection: psycopg.Connection) -> int:
+        row = connection.execute("SELECT nextval('export_pipeline.export_run_worker')").fetchone()
+        if row is None:
+            raise DatabaseUnavailable("The database gave no number to a worker.")
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", [_LOCK_CLASS, row[0]])
+        connection.execute(f"LISTEN {_NEW}; LISTEN {_CANCEL}".encode())
+        return int(row[0])
+
+    def _listen(self) -> None:
+        with suppress(psycopg.Error):
+            for notice in self._connection.notifies():
+                if notice.channel == _CANCEL:
+                    self._on_cancel(notice.payload)
+                else:
+                    self._woken.set()
+        self._woken.set()

@@ -1,0 +1,108 @@
+"""Every private name of Dagster's that we use, in one place.
+
+`export_pipeline_tests/integration/test_dagster_contract.py` fails loudly when a version of Dagster changes one of them;
+each use falls back to stock behaviour where that is possible.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+import sqlalchemy
+from dagster._cli.api import _execute_run_command_body
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
+from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, SensorDaemon
+from dagster._utils.interrupts import capture_interrupts
+from dagster_postgres import PostgresEventLogStorage
+
+__all__ = ["WaitingEvent", "capture_interrupts", "execute_run", "insert_events", "run_daemons", "share_pool"]
+
+_POOL_SIZE = 2
+_MAX_OVERFLOW = 20
+
+
+def execute_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Execute a launched run in this process: what `dagster api execute_run` does after its imports."""
+    _execute_run_command_body(run_id, instance, lambda _event: None, set_exit_code_on_failure=False)
+
+
+def share_pool(url: str, *storages: object) -> None:
+    """Give Dagster's storages one small pool that asks before it hands out a connection.
+
+    They open a connection for every statement otherwise. Without asking, a restart of the server in the middle of a run
+    would make it fail after it had succeeded.
+    """
+    engine = sqlalchemy.create_engine(
+        url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, pool_size=_POOL_SIZE, max_overflow=_MAX_OVERFLOW
+    )
+    for storage in storages:
+        vars(storage)["_engine"].dispose()
+        vars(storage)["_engine"] = engine
+
+
+def insert_events(storage: PostgresEventLogStorage, events: Sequence[dg.EventLogEntry]) -> None:
+    """Write events that concern no asset in one statement, in their order."""
+    rows = [storage._event_to_row(event) for event in events]
+    with storage._connect() as connection:
+        connection.execute(SqlEventLogStorageTable.insert().values(rows))
+
+
+class WaitingEvent:
+    """Stands in for the event by which Dagster's sensor loop waits between its rounds.
+
+    Args:
+        event: Set when the daemon shall end.
+        wait: Waits at most so many seconds, less when there is something to do.
+    """
+
+    def __init__(self, event: object, wait: Callable[[float], None]) -> None:
+        self._event = event
+        self._wait = wait
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end or for something to do."""
+        self._wait(5.0 if timeout is None else timeout)
+        return self.is_set()
+
+    def is_set(self) -> bool:
+        """Whether the daemon shall end."""
+        return bool(self._event.is_set())  # type: ignore[attr-defined]
+
+
+class _WokenSensorDaemon(SensorDaemon):
+    """Dagster's sensor daemon, whose pauses end when there is something to do. Ticks and UI are unchanged."""
+
+    def __init__(self, settings: dict[str, object], wait: Callable[[float], None]) -> None:
+        super().__init__(settings)
+        self._wait_for_work = wait
+
+    def core_loop(self, workspace_process_context, shutdown_event) -> DaemonIterator:  # type: ignore[no-untyped-def] # noqa: ANN001
+        waiting = WaitingEvent(shutdown_event, self._wait_for_work)
+        yield from super().core_loop(workspace_process_context, waiting)  # type: ignore[arg-type]
+
+
+@contextmanager
+def run_daemons(
+    instance: dg.DagsterInstance, workspace: str, wait: Callable[[float], None]
+) -> Iterator[Callable[[], None]]:
+    """Run Dagster's daemons as `dagster-daemon run` does, with a sensor daemon that `wait` wakes.
+
+    Yields:
+        What blocks until the daemons end, and raises when one of them dies.
+    """
+
+    def daemons(instance: dg.DagsterInstance) -> list[DagsterDaemon[Any]]:
+        return [
+            _WokenSensorDaemon(dict(instance.get_sensor_settings()), wait)
+            if daemon_type == SensorDaemon.daemon_type()
+            else create_daemon_of_type(daemon_type, instance)
+            for daemon_type in instance.get_required_daemon_types()
+        ]
+
+    with daemon_controller_from_instance(
+        instance, workspace_load_target=WorkspaceFileTarget(paths=[workspace]), gen_daemons=daemons
+    ) as controller:
+        yield controller.check_daemon_loop

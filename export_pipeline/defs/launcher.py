@@ -1,0 +1,93 @@
+"""The warm launcher: runs go to worker processes that have imported everything already.
+
+The public base class is all that it needs of Dagster. Where no worker is alive, runs are launched the stock way.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+from dagster._config import UserConfigSchema
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
+from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+
+from export_pipeline.db.run_queue import RunQueue
+from export_pipeline.defs.process import services
+
+
+class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
+    """Puts runs into the queue of the warm workers."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        self._inst_data = inst_data
+        self._stock: RunLauncher[dg.DagsterInstance] = DefaultRunLauncher()  # type: ignore[no-untyped-call]
+        super().__init__()
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        """How Dagster makes another one."""
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> UserConfigSchema:
+        """Nothing to configure."""
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "WarmRunLauncher":
+        """Called by Dagster for each instance."""
+        return cls(inst_data=inst_data)
+
+    def register_instance(self, instance: dg.DagsterInstance) -> None:
+        """The stock launcher serves the same instance."""
+        super().register_instance(instance)
+        self._stock.register_instance(instance)
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        """Hand the run to a warm worker, or launch it the stock way when none is alive."""
+        if not self._queue.put(context.dagster_run.run_id):
+            self._stock.launch_run(context)
+
+    def terminate(self, run_id: str) -> bool:
+        """Interrupt a run, or withdraw one that no worker has begun."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        if self._queue.withdraw(run_id):
+            self._instance.report_run_canceled(run, "Withdrawn before a worker took it.")
+            return True
+        found = self._queue.find(run_id)
+        if found is None:
+            return self._stock.terminate(run_id)
+        self._instance.report_run_canceling(run)
+        if not found.alive:
+            self._instance.report_run_canceled(run, "Its worker is gone.")
+            self._queue.done(run_id)
+            return True
+        self._queue.cancel(run_id)
+        return True
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        """Yes: a worker's lock shows whether it lives."""
+        return True
+
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
+        """Say whether the worker of a run lives. About a run that was launched the stock way nothing is known."""
+        found = self._queue.find(run.run_id)
+        if found is None:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "not by a warm worker")
+        if found.taken and not found.alive:
+            return CheckRunHealthResult(WorkerStatus.FAILED, "the worker's process is gone")
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    def dispose(self) -> None:
+        """Let go of the stock launcher."""
+        self._stock.dispose()
+
+    @property
+    def _queue(self) -> RunQueue:
+        return RunQueue(services().database)

@@ -1,0 +1,97 @@
+"""A warm worker: imports everything once, then executes one run after the other.
+
+Started by `export-pipeline up`, as many as runs may go on at the same time: ``python -m export_pipeline.defs.worker``.
+A run that brings its process down takes nothing else with it; the process is started again.
+"""
+
+import argparse
+import os
+import signal
+import threading
+from types import FrameType
+
+import dagster as dg
+
+from export_pipeline.db.run_queue import RunQueue, Seat
+from export_pipeline.defs.internals import capture_interrupts, execute_run
+from export_pipeline.defs.process import services
+from export_pipeline.defs.storage import BufferedEventLogStorage
+
+_IDLE_S = 5.0
+_NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+
+
+class Worker:
+    """Takes runs from the queue and executes them here.
+
+    Args:
+        instance: Dagster's instance, held for the worker's life.
+        recycle_after: Runs after which the process ends, to be started afresh; 0 means never.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, *, recycle_after: int) -> None:
+        self._instance = instance
+        self._recycle_after = recycle_after
+        self._queue = RunQueue(services().database)
+        self._current: str | None = None
+        self._stopping = threading.Event()
+        self._seat = Seat(services().database, self._interrupt)
+
+    def serve(self) -> None:
+        """Work until told to stop, or recycled, or the seat is lost."""
+        executed = 0
+        while not self._stopping.is_set() and not self._seat.lost():
+            if run_id := self._queue.take(self._seat.worker):
+                self._execute(run_id)
+                executed += 1
+                if executed == self._recycle_after:
+                    break
+            else:
+                self._seat.wait(_IDLE_S)
+        self._seat.leave()
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """End after the run that is going on."""
+        self._stopping.set()
+        self._seat.wake()
+
+    def _execute(self, run_id: str) -> None:
+        run = self._instance.get_run_by_id(run_id)
+        if run is not None and run.status in _NOT_BEGUN:
+            self._current = run_id
+            try:
+                with capture_interrupts():
+                    execute_run(self._instance, run_id)
+            finally:
+                self._current = None
+        elif run is not None and not run.is_finished:
+            # Taken over from a worker that died in the middle of it.
+            self._instance.report_run_failed(run, "The worker's process is gone.")
+        self._queue.done(run_id)
+
+    def _interrupt(self, run_id: str) -> None:
+        """Called in the seat's thread: the main thread executes the run and must be interrupted."""
+        if run_id == self._current:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recycle-after", type=int, default=0)
+    options = parser.parse_args()
+    # Between runs nothing may interrupt us; during a run Dagster installs a handler of its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from export_pipeline.definitions import defs
+
+    defs.get_repository_def().get_job("export_user_data")
+    with dg.DagsterInstance.get() as instance:
+        if isinstance(instance.event_log_storage, BufferedEventLogStorage):
+            instance.event_log_storage.begin_buffering()
+        worker = Worker(instance, recycle_after=options.recycle_after)
+        signal.signal(signal.SIGTERM, worker.stop)
+        worker.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What we use of Dagster without its promise: a version that changes one of these must fail here, not in production."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+
+import dagster as dg
+import pytest
+from dagster._cli.api import _execute_run_command_body
+from dagster._daemon import sensor
+from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
+from dagster._daemon.daemon import SensorDaemon
+from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+
+from export_pipeline.defs.internals import WaitingEvent
+from export_pipeline.defs.launcher import WarmRunLauncher
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_minor_version_is_the_one_that_was_tried() -> None:
+    assert dg.__version__.startswith("1.13."), "Try the new version, then move this and the pin in pyproject.toml."
+
+
+def test_a_run_is_executed_by_the_same_entry_point() -> None:
+    expected = ["run_id", "instance", "write_stream_fn", "set_exit_code_on_failure"]
+    assert parameters(_execute_run_command_body) == expected
+
+
+def test_daemons_can_be_chosen() -> None:
+    assert "gen_daemons" in parameters(daemon_controller_from_instance)
+    assert parameters(create_daemon_of_type) == ["daemon_type", "instance"]
+    assert parameters(SensorDaemon.__init__) == ["self", "settings"]
+    assert parameters(SensorDaemon.core_loop) == ["self", "workspace_process_context", "shutdown_event"]
+
+
+def test_the_sensor_loop_waits_by_its_event() -> None:
+    loop = inspect.getsource(sensor.execute_sensor_iteration_loop)
+    assert "shutdown_event.wait(" in loop
+    assert "shutdown_event.wait(" not in loop.replace("shutdown_event.wait(sleep_time)", "")
+    assert sensor.MIN_INTERVAL_LOOP_TIME == 5
+
+
+@pytest.mark.parametrize("storage", [PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage])
+def test_storages_keep_one_engine(storage: type) -> None:
+    assert "self._engine = create_pg_engine(" in inspect.getsource(storage.__init__)
+
+
+def test_events_become_rows() -> None:
+    assert parameters(PostgresEventLogStorage._event_to_row) == ["self", "event"]
+    assert hasattr(PostgresEventLogStorage, "_connect")
+
+
+def test_the_launcher_is_whole() -> None:
+    assert not WarmRunLauncher.__abstractmethods__
+    assert WarmRunLauncher(inst_data=None).supports_check_run_worker_health
+
+
+def test_the_waiting_event_is_the_event_that_it_stands_for() -> None:
+    end, waited = threading.Event(), []
+    event = WaitingEvent(end, waited.append)
+    assert event.wait(3.0) is False
+    end.set()
+    assert event.wait() is True
+    assert (waited, event.is_set()) == ([3.0, 5.0], True)
