@@ -48,13 +48,26 @@ SELECT """
     + " FROM moved"
 )
 
+#: Takes turns between users, so that nobody's thousand requests keep anybody's first one waiting; among the same turn
+#: what the law wants comes first. No more is claimed than can soon begin: the rest waits here, where it can be ordered.
 _CLAIM = """
-WITH open AS (
-    SELECT request_id FROM export_pipeline.export_requests
+WITH busy AS (
+    SELECT user_id, count(*) AS runs FROM export_pipeline.export_requests
+    WHERE status = 'processing' OR (status = 'pending' AND claimed_at IS NOT NULL)
+    GROUP BY user_id
+), turns AS (
+    SELECT request_id, requested_at,
+           coalesce(runs, 0) + row_number() OVER (PARTITION BY user_id ORDER BY requested_at, request_id) AS turn,
+           CASE request_type WHEN 'gdpr' THEN 0 WHEN 'audit' THEN 1 WHEN 'custom' THEN 2 ELSE 3 END AS priority
+    FROM export_pipeline.export_requests LEFT JOIN busy USING (user_id)
     WHERE status = 'pending' AND claimed_at IS NULL
-    ORDER BY requested_at, request_id
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
+), chosen AS (
+    SELECT request_id FROM turns ORDER BY turn, priority, requested_at, request_id
+    LIMIT least(%(limit)s, greatest(0, %(in_flight)s - (SELECT coalesce(sum(runs), 0) FROM busy)))
+), open AS (
+    SELECT request_id FROM export_pipeline.export_requests JOIN chosen USING (request_id)
+    WHERE status = 'pending' AND claimed_at IS NULL
+    FOR UPDATE OF export_requests SKIP LOCKED
 ), claimed AS (
     UPDATE export_pipeline.export_requests AS r SET claimed_at = now(), attempt = r.attempt + 1
     FROM open WHERE r.request_id = open.request_id
@@ -227,13 +240,23 @@ class RequestStore:
 
     # --- the sensor
 
-    def claim(self, limit: int) -> list[Claim]:
-        """Take up to `limit` open requests, oldest first. Sensors that claim at the same time get different rows."""
+    def claim(self, limit: int, *, in_flight: int = 1_000_000) -> list[Claim]:
+        """Take open requests: users take turns, then gdpr before backup, then the oldest first.
+
+        Sensors that claim at the same time get different rows.
+
+        Args:
+            limit: At most so many now.
+            in_flight: At most so many that are claimed or processing in all.
+        """
         with (
             self._database.connect() as connection,
             connection.cursor(row_factory=class_row(Claim)) as cursor,
         ):
-            cursor.execute(_CLAIM, {"limit": limit, "action": AuditAction.CLAIMED.value, "actor": SYSTEM.id})
+            cursor.execute(
+                _CLAIM,
+                {"limit": limit, "in_flight": in_flight, "action": AuditAction.CLAIMED.value, "actor": SYSTEM.id},
+            )
             return cursor.fetchall()
 
     def stalled(self, *, grace: timedelta) -> list[StalledRequest]:

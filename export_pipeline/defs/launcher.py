@@ -21,8 +21,8 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
-        self._stock: RunLauncher[dg.DagsterInstance] = DefaultRunLauncher()  # type: ignore[no-untyped-call]
-        super().__init__()
+        self._stock: RunLauncher[dg.DagsterInstance] = DefaultRunLauncher()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:

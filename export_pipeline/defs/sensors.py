@@ -12,6 +12,9 @@ from export_pipeline.errors import WrongStatus
 from export_pipeline.models import SYSTEM, RequestStatus
 
 _CLAIMS_PER_TICK = 100
+#: Claimed requests for each run that can go on at once: enough to keep workers busy until the next round, few enough
+#: that a more urgent request does not wait long behind them.
+_RUNS_AHEAD = 12
 #: A run needs some seconds from the claim to its first step; only after that is a missing run suspicious.
 _GRACE = timedelta(seconds=20)
 
@@ -24,7 +27,8 @@ _GRACE = timedelta(seconds=20)
 )
 def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Claim open requests and ask for their runs. Two sensors at once claim different rows."""
-    claims = services().requests.claim(_CLAIMS_PER_TICK)
+    in_flight = _RUNS_AHEAD * services().settings.max_concurrent_runs
+    claims = services().requests.claim(_CLAIMS_PER_TICK, in_flight=in_flight)
     if not claims:
         return dg.SkipReason("No new export requests.")
     return dg.SensorResult(

@@ -680,3 +680,17 @@ def test_whoever_listens_hears_of_changes_of_status_only(
         complete(store)
         store.cancel("last", ADMIN)
         assert heard(listener, 3) == [("export_requests", "r"), ("export_requests", "r"), ("export_requests", "last")]
+
+
+def test_users_take_turns_and_the_law_comes_first(store: RequestStore, admin: psycopg.Connection) -> None:
+    asked = [("flood", "backup")] * 5 + [("flood", "gdpr"), ("other", "backup"), ("third", "gdpr")]
+    for number, (user, kind) in enumerate(asked):
+        admin.execute(
+            "INSERT INTO export_pipeline.export_requests (request_id, user_id, requested_by, request_type, format,"
+            " requested_at) VALUES (%s, %s, 'x', %s, 'json', '2026-01-01'::timestamptz + %s * interval '1 s')",
+            [f"{user}-{number}", user, kind, number],
+        )
+    first = {claim.request_id for claim in store.claim(3)}
+    assert first == {"third-7", "flood-0", "other-6"}
+    assert [claim.request_id for claim in store.claim(10, in_flight=5)] == ["flood-1", "flood-2"]
+    assert store.claim(10, in_flight=5) == []
