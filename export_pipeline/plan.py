@@ -193,7 +193,8 @@ def plan_type(
     needed = (*columns, config.user_id_column, *config.order_by, *config.third_party)
     if not all(isinstance(column, str) for column in needed):  # an array of SQL may hold NULL, or arrays
         raise ConfigurationError(f"{where}its lists of columns must be plain lists of names.", hint=_MEND)
-    if absent := [name for name in (*needed, *named) if name not in table.columns and name != _OTHERS]:
+    named = [name for name in named if name != _OTHERS]
+    if absent := [name for name in (*needed, *named) if name not in table.columns]:
         raise ConfigurationError(f"{where}{config.table_name} has no column {', '.join(absent)}.", hint=_MEND)
     if len(set(columns)) < len(columns):
         raise ConfigurationError(f"{where}a column is listed twice.", hint=_MEND)

@@ -24,6 +24,8 @@ _SESSION = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
     "xmloption": "content",
+    # In SQL of ours a backslash inside quotes is a backslash.
+    "standard_conforming_strings": "on",
     # Shared sequential scans start anywhere in the table: without an index the order of rows would vary.
     "synchronize_seqscans": "off",
     # A policy that hides rows would make an incomplete export look complete: with this, PostgreSQL refuses instead.
