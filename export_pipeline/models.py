@@ -30,6 +30,7 @@ class ExportFormat(StrEnum):
     JSON = "json"
     CSV = "csv"
     NDJSON = "ndjson"
+    PARQUET = "parquet"
 
 
 class RequestStatus(StrEnum):

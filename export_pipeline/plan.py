@@ -206,11 +206,19 @@ def plan_type(
     left = tuple(column for column in columns if column not in policies or policies[column].policy is not Policy.DROP)
     if not left:
         raise ConfigurationError(f"{where}every column is dropped.", hint=_MEND)
+    types = tuple(altered_type(policies[column]) if column in policies else table.columns[column] for column in left)
     return PlannedType(
         data_type=config.data_type,
         title=config.title or config.data_type.replace("_", " ").capitalize(),
-        extract=_extract(config, table, left, policies, matchable=matchable, escape_formulas=escape_formulas),
-        types=tuple(altered_type(policies[column]) if column in policies else table.columns[column] for column in left),
+        extract=_extract(
+            config,
+            table,
+            dict(zip(left, types, strict=True)),
+            policies,
+            matchable=matchable,
+            escape_formulas=escape_formulas,
+        ),
+        types=types,
         note="" if table.user_column_indexed else f"no index begins with {config.user_id_column}",
     )
 
@@ -218,7 +226,7 @@ def plan_type(
 def _extract(
     config: DataTypeConfig,
     table: SourceTable,
-    columns: tuple[str, ...],
+    columns: Mapping[str, str],
     policies: Mapping[str, ColumnPolicy],
     *,
     matchable: bool,
@@ -228,12 +236,13 @@ def _extract(
     return Extract(
         schema=table.schema,
         table=table.table,
-        columns=columns,
+        columns=tuple(columns),
         user_id_column=config.user_id_column,
         order_by=order_by,
         by_address=not order_by and table.has_ctid,
         matchable=matchable,
         policies=tuple(policies.values()),
+        types=tuple(columns.values()),
         base_types=tuple(
             altered_base_type(policies[column], table.base_types[column])
             if column in policies

@@ -78,8 +78,16 @@ def _ndjson(cursor: Cursor[Any], extract: Extract, user_id: str) -> Blocks:
         yield from blocks(copy)
 
 
+def _parquet(cursor: Cursor[Any], extract: Extract, user_id: str) -> Blocks:
+    """A Parquet file. Arrow costs 40 MB and 0.2 s: only who needs it pays."""
+    from export_pipeline.collect import parquet
+
+    yield from parquet.render(cursor, extract, user_id)
+
+
 ENCODERS = {
     RowEncoding.CSV: Encoder(content=_csv, pack=deflate),
     RowEncoding.JSON: Encoder(content=_json, pack=deflate),
     RowEncoding.NDJSON: Encoder(content=_ndjson, pack=deflate),
+    RowEncoding.PARQUET: Encoder(content=_parquet, pack=iter),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import zip_longest
@@ -19,6 +20,7 @@ class RowEncoding(StrEnum):
     CSV = "csv"
     JSON = "json"
     NDJSON = "ndjson"
+    PARQUET = "parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Extract:
         by_address: Order by the row's address because the table has no key.
         matchable: False when the user's id cannot be a value of the user column, so that no row can match.
         policies: Columns that are altered before they leave the source.
+        types: PostgreSQL type of each column once it is altered; only Parquet needs to know.
         base_types: What each column is underneath once it is altered, in the words of `column_types`; a column
             without one is guarded against everything.
         escape_formulas: Whether CSV must be safe to open in a spreadsheet.
@@ -47,6 +50,7 @@ class Extract:
     by_address: bool = False
     matchable: bool = True
     policies: tuple[policies.ColumnPolicy, ...] = ()
+    types: tuple[str, ...] = ()
     base_types: tuple[str, ...] = ()
     escape_formulas: bool = False
 
@@ -79,6 +83,25 @@ def exists(extract: Extract, user_id: str) -> sql.Composed:
     )
 
 
+def unfit(extract: Extract, user_id: str, ranges: Mapping[str, str]) -> sql.Composed:
+    """One row that says of each of some columns whether it holds a value outside of a range.
+
+    Args:
+        extract: Which rows.
+        user_id: Whose rows.
+        ranges: Column → the end of a condition, such as ``< '24:00'``: SQL of ours, never configuration.
+    """
+    misfits = [
+        sql.SQL("coalesce(bool_or(NOT ({value} {range})), false)").format(
+            value=_value(extract, column), range=sql.SQL(values)
+        )
+        for column, values in ranges.items()
+    ]
+    return sql.SQL("SELECT {misfits} FROM {table} WHERE {match}").format(
+        misfits=sql.SQL(", ").join(misfits), table=_table(extract), match=_match(extract, user_id)
+    )
+
+
 def comparable(column_type: str, user_id: str) -> sql.Composed:
     """Whether a row can have this id, as the source writes it; fails when the id is no value of the type at all.
 
@@ -101,6 +124,10 @@ def _copy_csv(extract: Extract, select: sql.Composed) -> sql.Composed:
     return sql.SQL("COPY ({select}) TO STDOUT WITH (FORMAT csv, HEADER, ENCODING 'UTF8')").format(select=select)
 
 
+def _copy_plain_csv(extract: Extract, select: sql.Composed) -> sql.Composed:
+    return sql.SQL("COPY ({select}) TO STDOUT WITH (FORMAT csv, ENCODING 'UTF8')").format(select=select)
+
+
 def _copy_json(extract: Extract, select: sql.Composed) -> sql.Composed:
     """One JSON object a line.
 
@@ -118,7 +145,12 @@ def _copy_json(extract: Extract, select: sql.Composed) -> sql.Composed:
     ).format(row=row.format(alias=alias), alias=alias, select=select)
 
 
-_COPY = {RowEncoding.CSV: _copy_csv, RowEncoding.JSON: _copy_json, RowEncoding.NDJSON: _copy_json}
+_COPY = {
+    RowEncoding.CSV: _copy_csv,
+    RowEncoding.JSON: _copy_json,
+    RowEncoding.NDJSON: _copy_json,
+    RowEncoding.PARQUET: _copy_plain_csv,
+}
 
 
 def _select(extract: Extract, user_id: str, encoding: RowEncoding) -> sql.Composed:
