@@ -69,18 +69,31 @@ class Stack:
     services: wiring.Services
     _children: list[Child] = field(default_factory=list)
     _environment: dict[str, str] = field(default_factory=dict, repr=False)
+    _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def watch(self, stopped: threading.Event) -> None:
-        """Start what died again, until `stopped` is set: children, and the embedded database."""
-        while not stopped.wait(_WATCH_S):
+    def watch(self) -> None:
+        """Start what died again, until the stack stops: children, and the embedded database.
+
+        The kernel ties a child's life to the thread that started it, so this thread outlives the children.
+        """
+        while not self._stopping.wait(_WATCH_S):
             with contextlib.suppress(ExportPipelineError):  # it did not start: tried again at the next look
                 self.services.revive()
             for child in self._children:
-                if child.process is not None and child.process.poll() is not None:
-                    # A worker that ends by itself was recycled; anything else must not die in a busy loop.
-                    if child.process.returncode != 0 and stopped.wait(_RESTART_WAIT_S):
-                        return
-                    self._start(child)
+                self._restart(child)
+        self._stopped.wait()
+
+    def _restart(self, child: Child) -> None:
+        if child.process is None or child.process.poll() is None:
+            return
+        # A worker that ends by itself was recycled; anything else must not die in a busy loop.
+        if child.process.returncode != 0:
+            self._stopping.wait(_RESTART_WAIT_S)
+        with self._lock:
+            if not self._stopping.is_set():
+                self._start(child)
 
     def _start(self, child: Child) -> None:
         log = self.log_folder / f"{child.name}.log"
@@ -97,14 +110,21 @@ class Stack:
                 preexec_fn=_die_with_parent if _LIBC else None,  # noqa: PLW1509 - one call of a loaded library
             )
 
-    def _stop(self) -> None:
-        """End the children in the reverse order of their start, runs in progress included.
+    def stop(self) -> None:
+        """End the children, runs in progress included.
 
         A run that is cut off gives up its lease; its request goes back into the queue when the system is up again.
         """
-        for child in reversed(self._children):
-            if child.process is not None:
-                _end(child.process)
+        self._stopping.set()
+        with self._lock:
+            running = [child.process for child in self._children if child.process is not None]
+        for process in running:
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + _STOP_S
+        for process in running:
+            _end(process, deadline)
+        self._stopped.set()
 
 
 @contextlib.contextmanager
@@ -128,7 +148,7 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         code_server = dagster_home.write(settings)
         stack._environment = {**os.environ, **dagster_home.environment(settings)}
-        held.callback(stack._stop)
+        held.callback(stack.stop)
         workspace = ["-w", str(code_server.workspace)]
         say("Starting Dagster's code server")
         _add(stack, "code-server", code_server.command)
@@ -141,11 +161,8 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         _add(stack, "webserver", [_script("dagster-webserver"), "-h", _HOST, "-p", str(port), *workspace])
         say("Starting Dagster's daemon and web server")
         _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/server_info"))
-        stopped = threading.Event()
-        watcher = threading.Thread(target=stack.watch, args=[stopped], name="supervisor", daemon=True)
+        watcher = threading.Thread(target=stack.watch, name="supervisor", daemon=True)
         watcher.start()
-        held.callback(watcher.join)
-        held.callback(stopped.set)
         yield stack
 
 
@@ -198,12 +215,10 @@ def _wait(stack: Stack, name: str, ready: Callable[[], bool]) -> None:
         time.sleep(_POLL_S)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask, wait, then insist; the whole session goes, so that no run outlives us unseen."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_S)
+def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Wait for a process that was asked to end, then insist; the whole session goes, so no run outlives us unseen."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.0, deadline - time.monotonic()))
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -85,7 +85,7 @@ _STALLED = """
 WITH old AS MATERIALIZED (
     SELECT request_id, status, attempt, run_id FROM export_pipeline.export_requests
     WHERE (status = 'pending' AND claimed_at < now() - %(grace)s)
-       OR (status = 'processing' AND started_at < now() - %(grace)s)
+       OR (status = 'processing' AND started_at < now() - %(grace)s / 4)
 )
 SELECT request_id, status, attempt, run_id FROM old
 WHERE pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))
@@ -260,7 +260,13 @@ class RequestStore:
             return cursor.fetchall()
 
     def stalled(self, *, grace: timedelta) -> list[StalledRequest]:
-        """Find requests that nobody works on: claimed or begun longer than `grace` ago, and no run holds the lease."""
+        """Find requests that nobody works on: no run holds the lease.
+
+        Args:
+            grace: Time from the claim to the run's first step. A quarter of it serves for requests that are processing:
+                their run held the lease before it said so, and takes it again at its next step when a restart of the
+                database took it away.
+        """
         with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(_STALLED, {"grace": grace})
             return [StalledRequest(**{**row, "status": RequestStatus(row["status"])}) for row in cursor]

@@ -46,7 +46,7 @@ def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult
 
 
 @dg.sensor(
-    minimum_interval_seconds=10,
+    minimum_interval_seconds=5,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests whose run is gone → back into the queue, or failed with a reason.",
 )

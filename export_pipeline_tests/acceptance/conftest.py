@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import psycopg
@@ -23,7 +24,13 @@ def running(server_url: str, sample_template: str, tmp_path_factory: pytest.Temp
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE acceptance TEMPLATE {sample_template}")
     url = database_url(server_url, "acceptance")
-    settings = Settings(_env_file=None, home=tmp_path_factory.mktemp("home"), database_url=SecretStr(url), ui_port=0)
+    settings = Settings(
+        _env_file=None,
+        home=tmp_path_factory.mktemp("home"),
+        database_url=SecretStr(url),
+        ui_port=0,
+        launcher=os.environ.get("EXPORT_PIPELINE_LAUNCHER", "warm"),
+    )
     wiring.make_keys(settings)
     with psycopg.connect(url) as connection:
         connection.execute(_BROKEN)

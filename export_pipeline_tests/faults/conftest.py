@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +15,14 @@ from export_pipeline_tests.running import Running
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Patient with locks: tests hold a run in the middle by locking a table that it reads."""
-    return Settings(_env_file=None, home=tmp_path_factory.mktemp("faults"), ui_port=0, source_lock_timeout_s=120)
+    return Settings(
+        _env_file=None,
+        home=tmp_path_factory.mktemp("faults"),
+        ui_port=0,
+        source_lock_timeout_s=120,
+        # The same tests must pass with every launcher.
+        launcher=os.environ.get("EXPORT_PIPELINE_LAUNCHER", "warm"),
+    )
 
 
 @pytest.fixture(scope="module")

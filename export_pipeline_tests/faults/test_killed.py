@@ -38,19 +38,18 @@ def wait_until_blocked(running: Running) -> None:
 
 
 def run_processes(running: Running) -> list[psutil.Process]:
-    """The processes that execute runs: what the code server started, less Python's own helper."""
-    server = next(child for child in running.stack._children if child.name == "code-server").process
-    return [
-        process
-        for process in psutil.Process(server.pid).children(recursive=True)
-        if "spawn_main" in " ".join(process.cmdline())
-    ]
+    """The processes that execute runs: the warm workers, or what the code server started."""
+    children = {child.name: psutil.Process(child.process.pid) for child in running.stack._children}
+    workers = [process for name, process in children.items() if name.startswith("worker")]
+    started = children["code-server"].children(recursive=True)
+    return workers or [process for process in started if "spawn_main" in " ".join(process.cmdline())]
 
 
 def kill_run(running: Running) -> None:
-    (process,) = run_processes(running)
-    process.kill()
-    process.wait(10)
+    processes = run_processes(running)
+    assert processes
+    for process in processes:
+        process.kill()
 
 
 def test_a_killed_run_is_done_again(running: Running) -> None:
