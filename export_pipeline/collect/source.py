@@ -126,8 +126,10 @@ class Source:
         except psycopg.Error as error:
             raise translate(error) from None
         try:
-            for name, value in {**_SESSION, **self._limits}.items():
-                connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+            # In one statement: a role may have a short statement_timeout for its default.
+            wanted = [word for pair in {**_SESSION, **self._limits}.items() for word in pair]
+            calls = ", ".join(["set_config(%s, %s, false)"] * (len(wanted) // 2))
+            connection.execute(f"SELECT {calls}".encode(), wanted)
         except psycopg.Error as error:
             connection.close()
             raise translate(error) from None
