@@ -109,7 +109,7 @@ def _shared_database(server_url: str, migrated_template: str) -> str:
     """Made once: a database of its own for each of some hundred tests costs more than all that they do."""
     url = urlunsplit(urlsplit(server_url)._replace(path="/shared_tables"))
     _execute(server_url, sql.SQL("CREATE DATABASE shared_tables TEMPLATE {}").format(sql.Identifier(migrated_template)))
-    _execute(url, sql.SQL("CREATE SCHEMA kept"), sql.SQL("CREATE TABLE kept.configs AS TABLE data_type_configs"))
+    _execute(url, sql.SQL(_KEEP))
     return url
 
 
@@ -121,18 +121,33 @@ def tables_url(_shared_database: str) -> str:
     return _shared_database
 
 
+#: What the migrations themselves put into the tables.
+_KEEP = """
+DO $$
+DECLARE name name;
+BEGIN
+    CREATE SCHEMA kept;
+    FOR name IN SELECT tablename FROM pg_tables
+                WHERE schemaname = 'export_pipeline' AND tablename <> 'schema_migrations'
+    LOOP
+        EXECUTE format('CREATE TABLE kept.%I AS TABLE export_pipeline.%I', name, name);
+    END LOOP;
+END $$
+"""
 _EMPTY = """
 DO $$
-DECLARE schema name;
+DECLARE name name;
 BEGIN
-    TRUNCATE export_pipeline.export_requests, export_pipeline.export_metadata, export_pipeline.export_audit_logs,
-             export_pipeline.export_run_tickets, export_pipeline.data_type_configs;
-    INSERT INTO export_pipeline.data_type_configs SELECT * FROM kept.configs;
-    FOR schema IN SELECT nspname FROM pg_namespace
-                  WHERE nspname !~ '^pg_'
-                    AND nspname NOT IN ('information_schema', 'export_pipeline', 'dagster', 'kept')
+    EXECUTE (SELECT 'TRUNCATE ' || string_agg(format('export_pipeline.%I', tablename), ', ')
+             FROM pg_tables WHERE schemaname = 'kept');
+    FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'kept'
     LOOP
-        EXECUTE format('DROP SCHEMA %I CASCADE', schema);
+        EXECUTE format('INSERT INTO export_pipeline.%I OVERRIDING SYSTEM VALUE TABLE kept.%I', name, name);
+    END LOOP;
+    FOR name IN SELECT nspname FROM pg_namespace
+                WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'export_pipeline', 'dagster', 'kept')
+    LOOP
+        EXECUTE format('DROP SCHEMA %I CASCADE', name);
     END LOOP;
     CREATE SCHEMA public;
 END $$
