@@ -37,7 +37,7 @@ class JsonRenderer:
             yield gzip_text((glue + json.dumps(part.data_type) + ": [\n").encode())
             yield from gzip_member(read(part), part.crc32, part.size)
             glue = ("\n" if part.rows else "") + "],\n"
-        yield gzip_text((glue.rstrip(",\n") + "\n},\n" + _closing(document)).encode())
+        yield gzip_text((glue.rstrip(",\n") + "\n},\n" + _closing(document.manifest)).encode())
 
     def inspect(self, delivered: Iterable[bytes]) -> Inspection:
         """See `Renderer.inspect`."""
@@ -73,8 +73,8 @@ def _opening(document: Document) -> str:
     return "{\n" + "".join(lines) + '"data": {\n'
 
 
-def _closing(document: Document) -> str:
-    return '"metadata": ' + json.dumps(document.manifest, ensure_ascii=False, indent=1) + "\n}\n"
+def _closing(manifest: dict[str, Any]) -> str:
+    return '"metadata": ' + json.dumps(manifest, ensure_ascii=False, indent=1) + "\n}\n"
 
 
 def _count(scanner: Scanner) -> FoundPart:
@@ -97,8 +97,12 @@ def _check_opening(text: bytes) -> None:
 
 
 def _metadata(scanner: Scanner) -> dict[str, Any]:
-    closing = json_object(b"{" + b"".join(scanner.rest()), "metadata")
+    text = b"".join(scanner.rest())
+    closing = json_object(b"{" + text, "metadata")
     metadata = closing.get("metadata")
     if list(closing) != ["metadata"] or not isinstance(metadata, dict):
         raise FileNotVerified("The file has no readable metadata.")
+    if text != b"\n" + _closing(metadata).encode():
+        # JSON can say the same in many ways, such as a key twice; we say it in one.
+        raise _strange()
     return metadata
