@@ -31,6 +31,7 @@ class ExportFormat(StrEnum):
     CSV = "csv"
     NDJSON = "ndjson"
     PARQUET = "parquet"
+    PDF = "pdf"
 
 
 class RequestStatus(StrEnum):

@@ -161,6 +161,12 @@ def _lsn(connection: psycopg.Connection) -> str | None:
     return row[0] if row else None
 
 
+#: What another attempt, with a new snapshot, may well get through.
+_PASSING = {
+    "40001": "The source ended the snapshot: a standby may have had to go on",
+    "40P01": "The source ended a deadlock by our statement",
+    "53300": "The source has no connection left",
+}
 #: SQLSTATE or its class → what a person can act on. Texts of the driver are never passed on: they quote values.
 _REFUSALS = {
     "42501": (
@@ -189,6 +195,8 @@ def translate(error: psycopg.Error) -> SourceError:
             "The source database cannot be reached" + (f" (SQLSTATE {state})." if state else "."),
             hint="Check EXPORT_PIPELINE_SOURCE_URL and run `export-pipeline doctor`.",
         )
+    if state in _PASSING:
+        return SourceUnavailable(f"{_PASSING[state]} (SQLSTATE {state}).", hint="Retry the request.")
     message, hint = _REFUSALS.get(state) or _REFUSALS.get(state[:2]) or ("The source refused a statement.", "")
     return SourceRefused(f"{message[:-1]} (SQLSTATE {state}).", hint=hint)
 

@@ -85,7 +85,7 @@ _STALLED = """
 WITH old AS MATERIALIZED (
     SELECT request_id, status, attempt, run_id FROM export_pipeline.export_requests
     WHERE (status = 'pending' AND claimed_at < now() - %(grace)s)
-       OR (status = 'processing' AND started_at < now() - %(grace)s / 4)
+       OR (status = 'processing' AND coalesce(started_at, requested_at) < now() - %(grace)s / 4)
 )
 SELECT request_id, status, attempt, run_id FROM old
 WHERE pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))

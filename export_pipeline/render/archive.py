@@ -16,7 +16,7 @@ from export_pipeline.render import zip64
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
 from export_pipeline.render.streams import json_object
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 class ArchiveRenderer(ABC):
@@ -54,7 +54,7 @@ class ArchiveRenderer(ABC):
         manifest = None
         parts: dict[str, FoundPart] = {}
         for member in zip64.read(delivered):
-            if member.name == _MANIFEST:
+            if member.name == MANIFEST:
                 manifest = json_object(b"".join(member.content), "manifest")
             elif member.name.endswith(self.suffix):
                 parts[member.name.removesuffix(self.suffix)] = self.count(member.content)
@@ -77,4 +77,4 @@ class ArchiveRenderer(ABC):
                 deflated=self.deflated,
             )
         manifest = {"user_id": document.user_id, **document.manifest}
-        yield zip64.text_member(_MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode())
+        yield zip64.text_member(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode())

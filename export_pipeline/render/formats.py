@@ -9,11 +9,13 @@ from export_pipeline.render.csv_archive import CsvRenderer
 from export_pipeline.render.json_document import JsonRenderer
 from export_pipeline.render.ndjson_archive import NdjsonRenderer
 from export_pipeline.render.parquet_archive import ParquetRenderer
+from export_pipeline.render.pdf_archive import PdfRenderer
 from export_pipeline.render.renderer import Renderer
 from export_pipeline.render.streams import gunzip
 
 RENDERERS: dict[ExportFormat, Renderer] = {
-    renderer.format: renderer for renderer in (JsonRenderer(), CsvRenderer(), NdjsonRenderer(), ParquetRenderer())
+    renderer.format: renderer
+    for renderer in (JsonRenderer(), CsvRenderer(), NdjsonRenderer(), ParquetRenderer(), PdfRenderer())
 }
 
 
