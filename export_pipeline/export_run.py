@@ -6,7 +6,6 @@ step: a later run of the same request begins by clearing what it left.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from export_pipeline.plan import (
 from export_pipeline.pump import ahead
 from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import Document, FoundPart, Renderer
+from export_pipeline.render.streams import Digest
 from export_pipeline.vault.store import Vault
 
 #: The user's id is no value of the user column's type: no row can match.
@@ -244,6 +244,10 @@ class ExportRun:
         self._requests.fail(self.request_id, run_id=self.run_id, message=message)
         self._clear()
 
+    def abandon(self) -> None:
+        """Clear what this run made of a request that is not its own any more."""
+        self._clear()
+
     def cancel(self) -> None:
         """End the request because somebody terminated the run."""
         self._requests.cancel(self.request_id, SYSTEM, run_id=self.run_id, detail=f"run {self.run_id} was terminated")
@@ -365,28 +369,16 @@ class ExportRun:
         return [self.collect(plan, part.data_type) for part in parts]
 
     def _read_back(self, renderer: Renderer, key: str, parts: Sequence[Part]) -> tuple[int, str]:
-        meter = _Meter()
-        found = renderer.inspect(ahead(meter.watch(delivered(self._vault.open(key), renderer.content_encoding))))
+        digest = Digest()
+        found = renderer.inspect(ahead(digest.watch(delivered(self._vault.open(key), renderer.content_encoding))))
         expected = {part.data_type: FoundPart(rows=part.rows, size=part.size, sha256=part.sha256) for part in parts}
         if found.parts != expected:
             raise FileNotVerified("The stored file does not hold what was collected.", hint="Retry the request.")
-        return meter.size, meter.sha256.hexdigest()
+        return digest.size, digest.sha256
 
     def _clear(self) -> None:
         self._work.delete_below(self._folder)
         self._vault.delete_below(self._folder)
-
-
-class _Meter:
-    def __init__(self) -> None:
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-
-    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            self.size += len(chunk)
-            self.sha256.update(chunk)
-            yield chunk
 
 
 def _partial(contents: Mapping[str, Any]) -> str:

@@ -77,13 +77,26 @@ class Services:
         """The store of delivered files."""
         return Vault(storage_url(self.settings), key_file(self.settings))
 
+    def work(self) -> Vault:
+        """The store of parts, sealed like everything else."""
+        return Vault((self.settings.home / "work").as_uri(), key_file(self.settings))
+
+    def clear(self, request_id: str) -> None:
+        """Remove what a request that has no file left behind.
+
+        Raises:
+            VaultError: A store cannot be used.
+        """
+        self.work().delete_below(request_id)
+        self.vault().delete_below(request_id)
+
     def run(self, request_id: str, run_id: str, *, reopen: bool) -> ExportRun:
         """The work of one run."""
         return ExportRun(
             database=self.database,
             source=self.source(),
             vault=self.vault(),
-            work=Vault((self.settings.home / "work").as_uri(), key_file(self.settings)),
+            work=self.work(),
             pseudonym_key=partial(pseudonyms.derive, pseudonym_key_file(self.settings)),
             escape_formulas=self.settings.csv_formulas is CsvFormulas.ESCAPE,
             request_id=request_id,
@@ -160,6 +173,7 @@ def make_keys(settings: Settings) -> None:
     Raises:
         KeyUnusable: A folder cannot be written to.
     """
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if settings.key_file is None:
         keys.create(key_file(settings))
     if settings.pseudonym_key_file is None:

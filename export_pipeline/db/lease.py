@@ -6,15 +6,18 @@ connection, so the URL of our database must not go through a pooler in transacti
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import suppress
 
 import psycopg
 
 from export_pipeline.db.pool import Database
-from export_pipeline.errors import RunNotEntitled
+from export_pipeline.errors import DatabaseUnavailable, RunNotEntitled
 
 #: A killed run's lock goes when the server notices that its socket is closed: usually at once.
 _PATIENCE_S = 5.0
+_KEEP_S = 2.0
 
 
 class RequestLease:
@@ -29,26 +32,49 @@ class RequestLease:
         self._database = database
         self._request_id = request_id
         self._connection: psycopg.Connection | None = None
+        self._lock = threading.Lock()
+        self._released = threading.Event()
 
     def acquire(self) -> None:
-        """Take the lock, or make sure that it is still held (a restart of the server takes it away).
+        """Take the lock, or make sure that it is still held.
 
         Raises:
             RunNotEntitled: Another process works on the request.
             DatabaseUnavailable: The server does not answer.
         """
-        if self._connection is not None and _alive(self._connection):
-            return
-        self._connection = self._database.dedicated()
-        deadline = time.monotonic() + _PATIENCE_S
-        while not self._try(self._connection):
-            if time.monotonic() > deadline:
-                self.release()
-                raise RunNotEntitled("Another process works on this request now.")
-            time.sleep(0.1)
+        first = self._connection is None
+        with self._lock:
+            self._hold(_PATIENCE_S)
+        if first:
+            threading.Thread(target=self._keep, name="lease", daemon=True).start()
 
     def release(self) -> None:
         """Let go; the lock ends with the connection."""
+        self._released.set()
+        with self._lock:
+            self._drop()
+
+    def _keep(self) -> None:
+        """Take the lock again soon after a restart of the server took it away, also in the middle of a long step."""
+        while not self._released.wait(_KEEP_S):
+            with suppress(DatabaseUnavailable, RunNotEntitled), self._lock:
+                if not self._released.is_set():
+                    self._hold(0.0)
+
+    def _hold(self, patience: float) -> None:
+        if self._connection is not None and _alive(self._connection):
+            return
+        self._drop()
+        connection = self._database.dedicated()
+        deadline = time.monotonic() + patience
+        while not self._try(connection):
+            if time.monotonic() >= deadline:
+                connection.close()
+                raise RunNotEntitled("Another process works on this request now.")
+            time.sleep(0.1)
+        self._connection = connection
+
+    def _drop(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None

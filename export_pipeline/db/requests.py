@@ -88,7 +88,9 @@ WITH old AS MATERIALIZED (
        OR (status = 'processing' AND coalesce(started_at, requested_at) < now() - %(grace)s / 4)
 )
 SELECT request_id, status, attempt, run_id FROM old
-WHERE pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))
+-- After a restart of the server the living need a moment to take their leases again.
+WHERE pg_postmaster_start_time() <= now() - %(settle)s
+  AND pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))
 ORDER BY request_id
 """
 
@@ -259,16 +261,16 @@ class RequestStore:
             )
             return cursor.fetchall()
 
-    def stalled(self, *, grace: timedelta) -> list[StalledRequest]:
+    def stalled(self, *, grace: timedelta, settle: timedelta = timedelta(0)) -> list[StalledRequest]:
         """Find requests that nobody works on: no run holds the lease.
 
         Args:
             grace: Time from the claim to the run's first step. A quarter of it serves for requests that are processing:
-                their run held the lease before it said so, and takes it again at its next step when a restart of the
-                database took it away.
+                their run held the lease before it said so.
+            settle: Time after a start of the database in which runs take their leases again; nothing is found before.
         """
         with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute(_STALLED, {"grace": grace})
+            cursor.execute(_STALLED, {"grace": grace, "settle": settle})
             return [StalledRequest(**{**row, "status": RequestStatus(row["status"])}) for row in cursor]
 
     def requeue(self, stalled: StalledRequest, *, max_attempts: int, detail: str) -> ExportRequest:

@@ -19,6 +19,7 @@ from export_pipeline.errors import DatabaseUnavailable
 _NEW = "export_run_queue"
 _CANCEL = "export_run_cancel"
 _LOCK_CLASS = 20260102
+_RECONNECT_S = 1.0
 
 _PUT = """
 INSERT INTO export_pipeline.export_run_queue (run_id)
@@ -29,7 +30,9 @@ _TAKE = """
 UPDATE export_pipeline.export_run_queue SET worker = %(worker)s
 WHERE run_id = (
     SELECT run_id FROM export_pipeline.export_run_queue
-    WHERE worker IS NULL OR NOT export_pipeline.worker_is_alive(worker)
+    WHERE worker IS NULL
+       -- After a restart of the server the living need a moment to take their locks again.
+       OR (NOT export_pipeline.worker_is_alive(worker) AND pg_postmaster_start_time() < now() - interval '15 seconds')
     ORDER BY enqueued_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING run_id
 """
@@ -123,19 +126,16 @@ class Seat:
         self._database = database
         self._on_cancel = on_cancel
         self._woken = threading.Event()
+        self._left = threading.Event()
         self._connection = self._database.dedicated()
-        self.worker = self._sit(self._connection)
-        self._thread = threading.Thread(target=self._listen, name="seat", daemon=True)
-        self._thread.start()
+        self.worker = self._number(self._connection)
+        self._sit(self._connection)
+        threading.Thread(target=self._listen, name="seat", daemon=True).start()
 
     def wait(self, timeout: float) -> None:
         """Wait until there may be a run, at most `timeout` seconds."""
         self._woken.wait(timeout)
         self._woken.clear()
-
-    def lost(self) -> bool:
-        """Whether the connection, and with it the lock, is gone: then somebody else may take over."""
-        return not self._thread.is_alive()
 
     def wake(self) -> None:
         """End a `wait`."""
@@ -143,22 +143,31 @@ class Seat:
 
     def leave(self) -> None:
         """Give the seat back."""
+        self._left.set()
         with suppress(psycopg.Error):
             self._connection.close()
 
-    def _sit(self, connection: psycopg.Connection) -> int:
+    def _number(self, connection: psycopg.Connection) -> int:
         row = connection.execute("SELECT nextval('export_pipeline.export_run_worker')").fetchone()
         if row is None:
             raise DatabaseUnavailable("The database gave no number to a worker.")
-        connection.execute("SELECT pg_advisory_lock(%s, %s)", [_LOCK_CLASS, row[0]])
-        connection.execute(f"LISTEN {_NEW}; LISTEN {_CANCEL}".encode())
         return int(row[0])
 
+    def _sit(self, connection: psycopg.Connection) -> None:
+        connection.execute("SELECT pg_advisory_lock(%s, %s)", [_LOCK_CLASS, self.worker])
+        connection.execute(f"LISTEN {_NEW}; LISTEN {_CANCEL}".encode())
+
     def _listen(self) -> None:
-        with suppress(psycopg.Error):
-            for notice in self._connection.notifies():
-                if notice.channel == _CANCEL:
-                    self._on_cancel(notice.payload)
-                else:
+        """Pass on what the seat is told; take it again when a restart of the server took it away."""
+        while not self._left.is_set():
+            with suppress(psycopg.Error):
+                for notice in self._connection.notifies():
+                    if notice.channel == _CANCEL:
+                        self._on_cancel(notice.payload)
+                    else:
+                        self._woken.set()
+            if not self._left.wait(_RECONNECT_S):
+                with suppress(psycopg.Error, DatabaseUnavailable):
+                    self._connection = self._database.dedicated()
+                    self._sit(self._connection)
                     self._woken.set()
-        self._woken.set()

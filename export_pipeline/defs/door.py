@@ -52,8 +52,10 @@ def door(context: dg.OpExecutionContext, lazy: LazyExportRun) -> Iterator[Export
 
 
 def _fail(lazy: LazyExportRun, error: ExportPipelineError) -> None:
-    """Tell the request, unless it is not ours to tell."""
-    if not isinstance(error, RunNotEntitled):
+    """Tell the request, unless it is not ours to tell; what this run made is cleared either way."""
+    if isinstance(error, RunNotEntitled):
+        _attempt(lambda: lazy.get().abandon())
+    else:
         _attempt(lambda: lazy.get().fail(str(error)))
 
 

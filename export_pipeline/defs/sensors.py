@@ -1,5 +1,6 @@
 """The way from a row to a run, and the way back when a run is lost."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 import dagster as dg
@@ -8,7 +9,7 @@ from export_pipeline.db.requests import StalledRequest
 from export_pipeline.defs.jobs import export_user_data
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
-from export_pipeline.errors import WrongStatus
+from export_pipeline.errors import VaultError, WrongStatus
 from export_pipeline.models import SYSTEM, RequestStatus
 
 _CLAIMS_PER_TICK = 100
@@ -17,6 +18,7 @@ _CLAIMS_PER_TICK = 100
 _RUNS_AHEAD = 12
 #: A run needs some seconds from the claim to its first step; only after that is a missing run suspicious.
 _GRACE = timedelta(seconds=20)
+_SETTLE = timedelta(seconds=15)
 
 
 @dg.sensor(
@@ -54,7 +56,7 @@ def reconcile_export_requests(context: dg.SensorEvaluationContext) -> dg.SkipRea
     """Find requests that nobody works on and settle each by what became of its run."""
     settled = [
         f"{stalled.request_id}: {outcome}"
-        for stalled in services().requests.stalled(grace=_GRACE)
+        for stalled in services().requests.stalled(grace=_GRACE, settle=_SETTLE)
         if (outcome := _settle(context.instance, stalled))
     ]
     return dg.SkipReason("; ".join(settled) or "Every request that is on its way has a run.")
@@ -76,6 +78,9 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
         moved = services().requests.requeue(stalled, max_attempts=services().settings.max_attempts, detail=reason)
     except WrongStatus:
         return ""  # it moved on while we looked
+    if moved.status is RequestStatus.FAILED:
+        with suppress(VaultError):  # sealed, and found by whoever looks after the store
+            services().clear(stalled.request_id)
     return f"{moved.status.value}, because {reason}"
 
 

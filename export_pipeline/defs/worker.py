@@ -8,7 +8,6 @@ import argparse
 import os
 import signal
 import threading
-from types import FrameType
 
 import dagster as dg
 
@@ -38,9 +37,9 @@ class Worker:
         self._seat = Seat(services().database, self._interrupt)
 
     def serve(self) -> None:
-        """Work until told to stop, or recycled, or the seat is lost."""
+        """Work until told to stop, or recycled."""
         executed = 0
-        while not self._stopping.is_set() and not self._seat.lost():
+        while not self._stopping.is_set():
             if run_id := self._queue.take(self._seat.worker):
                 self._execute(run_id)
                 executed += 1
@@ -50,7 +49,7 @@ class Worker:
                 self._seat.wait(_IDLE_S)
         self._seat.leave()
 
-    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+    def stop(self) -> None:
         """End after the run that is going on."""
         self._stopping.set()
         self._seat.wake()
@@ -80,8 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recycle-after", type=int, default=0)
     options = parser.parse_args()
-    # Between runs nothing may interrupt us; during a run Dagster installs a handler of its own.
+    # Between runs nothing may interrupt us; during a run Dagster installs a handler of its own. It would take SIGTERM,
+    # by which we are asked to end, for the wish to cancel the run: that signal is kept for a thread that waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     from export_pipeline.definitions import defs
 
     defs.get_repository_def().get_job("export_user_data")
@@ -89,8 +90,13 @@ def main() -> None:
         if isinstance(instance.event_log_storage, BufferedEventLogStorage):
             instance.event_log_storage.begin_buffering()
         worker = Worker(instance, recycle_after=options.recycle_after)
-        signal.signal(signal.SIGTERM, worker.stop)
+        threading.Thread(target=_stop_on_sigterm, args=[worker], name="stop", daemon=True).start()
         worker.serve()
+
+
+def _stop_on_sigterm(worker: Worker) -> None:
+    signal.sigwait({signal.SIGTERM})
+    worker.stop()
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from export_pipeline.collect.parts import Part
 from export_pipeline.collect.statements import RowEncoding
 from export_pipeline.errors import FileNotVerified
 from export_pipeline.models import ExportFormat
+from export_pipeline.pump import ahead
 from export_pipeline.render import zip64
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
-from export_pipeline.render.streams import json_object
+from export_pipeline.render.streams import Digest, json_object
 
 MANIFEST = "manifest.json"
 
@@ -36,8 +37,8 @@ class ArchiveRenderer(ABC):
     deflated: ClassVar[bool] = True
 
     @abstractmethod
-    def count(self, content: Iterable[bytes]) -> FoundPart:
-        """Read a member to its end, in constant memory and without work per row.
+    def count(self, content: Iterable[bytes]) -> int:
+        """Read a member to its end, in constant memory and without work per row, and say how many rows it holds.
 
         Raises:
             FileNotVerified: It is no such member.
@@ -57,12 +58,19 @@ class ArchiveRenderer(ABC):
             if member.name == MANIFEST:
                 manifest = json_object(b"".join(member.content), "manifest")
             elif member.name.endswith(self.suffix):
-                parts[member.name.removesuffix(self.suffix)] = self.count(member.content)
+                parts[member.name.removesuffix(self.suffix)] = self.found(member.content)
             else:
                 raise FileNotVerified(f"The archive holds something else than {self.suffix} files.")
         if manifest is None:
             raise FileNotVerified("The archive holds no manifest.")
         return Inspection(manifest=manifest, parts=parts)
+
+    def found(self, content: Iterable[bytes]) -> FoundPart:
+        """Read a member to its end and say what it is."""
+        digest = Digest()
+        # One processor decompresses and hashes, the other one counts.
+        rows = self.count(ahead(digest.watch(content)))
+        return FoundPart(rows=rows, size=digest.size, sha256=digest.sha256)
 
     def _members(
         self, document: Document, parts: Sequence[Part], read: Callable[[Part], Iterator[bytes]]

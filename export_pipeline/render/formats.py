@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from export_pipeline.models import ExportFormat
+from export_pipeline.pump import ahead
 from export_pipeline.render.csv_archive import CsvRenderer
 from export_pipeline.render.json_document import JsonRenderer
 from export_pipeline.render.ndjson_archive import NdjsonRenderer
@@ -21,4 +22,4 @@ RENDERERS: dict[ExportFormat, Renderer] = {
 
 def delivered(stored: Iterable[bytes], content_encoding: str) -> Iterator[bytes]:
     """Turn decrypted bytes of the store into the file that people get."""
-    return gunzip(stored) if content_encoding == "gzip" else iter(stored)
+    return ahead(gunzip(stored)) if content_encoding == "gzip" else iter(stored)

@@ -3,7 +3,6 @@ stream; it is stored as gzip members, so that parts are copied and not compresse
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
@@ -14,7 +13,7 @@ from export_pipeline.collect.statements import RowEncoding
 from export_pipeline.errors import FileNotVerified
 from export_pipeline.models import DATA_TYPE_PATTERN, ExportFormat
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
-from export_pipeline.render.streams import Scanner, gzip_member, gzip_text, json_object
+from export_pipeline.render.streams import Digest, Scanner, gzip_member, gzip_text, json_object
 
 _OPENING = ("user_id", "request_id", "export_date")
 
@@ -79,15 +78,12 @@ def _closing(manifest: dict[str, Any]) -> str:
 
 def _count(scanner: Scanner) -> FoundPart:
     """Read an array: it ends at the first line that begins with a bracket, as no row does."""
-    rows = size = 0
-    sha256 = hashlib.sha256()
+    rows, digest = 0, Digest()
     if (first := scanner.exactly(1)) != b"]":
         rows = 1
-        for piece in chain([first], scanner.until(b"\n]")):
+        for piece in digest.watch(chain([first], scanner.until(b"\n]"))):
             rows += piece.count(b"\n")
-            size += len(piece)
-            sha256.update(piece)
-    return FoundPart(rows=rows, size=size, sha256=sha256.hexdigest())
+    return FoundPart(rows=rows, size=digest.size, sha256=digest.sha256)
 
 
 def _check_opening(text: bytes) -> None:

@@ -50,7 +50,7 @@ class PdfRenderer(NdjsonRenderer):
             elif member.name.endswith(".pdf"):
                 volumes.append(_stated(member.name, b"".join(member.content)))
             elif member.name.endswith(self.suffix):
-                parts[member.name.removesuffix(self.suffix)] = self.count(member.content)
+                parts[member.name.removesuffix(self.suffix)] = self.found(member.content)
             else:
                 raise FileNotVerified("The archive holds something that no export holds.")
         if manifest is None:

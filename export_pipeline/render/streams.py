@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -104,6 +105,30 @@ def json_object(text: bytes, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise FileNotVerified(f"The file has no readable {what}.")
     return found
+
+
+class Digest:
+    """Counts and hashes the bytes that pass by.
+
+    Attributes:
+        size: Bytes so far.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the bytes so far."""
+        return self._sha256.hexdigest()
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass `chunks` on."""
+        for chunk in chunks:
+            self.size += len(chunk)
+            self._sha256.update(chunk)
+            yield chunk
 
 
 class Scanner:

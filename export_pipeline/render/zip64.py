@@ -15,7 +15,6 @@ from datetime import datetime
 from isal import isal_zlib
 
 from export_pipeline.errors import FileNotVerified
-from export_pipeline.pump import ahead
 from export_pipeline.render.streams import Scanner, inflate
 
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
@@ -105,7 +104,7 @@ def read(chunks: Iterable[bytes]) -> Iterator[FoundMember]:
             raise FileNotVerified("The archive is damaged.")
         names.add(member.name)
         content = inflate(member.packed) if member.deflated else member.packed
-        yield FoundMember(name=member.name, content=ahead(_checked(content, member.size, member.crc32)))
+        yield FoundMember(name=member.name, content=_checked(content, member.size, member.crc32))
     directory = directory or _Directory((0, 0))
     tail = directory.entries + directory.end
     if magic + scanner.exactly(len(tail) - len(magic)) != tail or any(scanner.rest()):
