@@ -26,9 +26,12 @@ for command in (*system.COMMANDS, *requests.COMMANDS):
 
 
 @app.command()
-def version() -> None:
+def version(as_json: output.AsJson = False) -> None:
     """Print the version."""
-    typer.echo(__version__)
+    if as_json:
+        output.print_json({"version": __version__})
+    else:
+        typer.echo(__version__)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,8 @@ from export_pipeline.errors import ExportPipelineError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 
-console = Console(highlight=False)
+#: A pipe has no width to fold for.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 STATUS_STYLE = {
@@ -50,6 +52,7 @@ def plain(value: Any) -> Any:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=1) + "\n")
+    sys.stdout.flush()
 
 
 def print_error(error: ExportPipelineError, *, as_json: bool) -> None:
@@ -60,12 +63,11 @@ def print_error(error: ExportPipelineError, *, as_json: bool) -> None:
         errors.print(f"[bold red]Error:[/] {_escape(error.message)} {_escape(error.hint)}".rstrip())
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> None:
-    """Print a table; nothing in it is read as markup."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", fixed: int = 1) -> None:
+    """Print a table; nothing in it is read as markup. The first `fixed` columns are never folded: people copy them."""
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        # The first column is what people copy from: ids and names stay on one line.
-        table.add_column(column, overflow="fold", no_wrap=number == 0)
+        table.add_column(column, overflow="fold", no_wrap=number < fixed)
     for row in rows:
         table.add_row(*[cell(value) for value in row])
     console.print(table)

@@ -38,11 +38,12 @@ def request(
         made = services.intake.request(
             user_id=user, data_types=data_types or [], actor=_me(), format=form, kind=kind, anonymize=anonymize
         )
-        if wait:
-            for changed in follow(services.database, [made.request_id], timeout=timeout):
-                made = changed
-                if not as_json:
-                    console.print(f"{made.request_id}  {cell(made.status)}")
+        shown = None
+        for changed in follow(services.database, [made.request_id], timeout=timeout if wait else 0.0):
+            made = changed
+            if wait and not as_json and made.status is not shown:
+                shown = made.status
+                console.print(f"{made.request_id}  {cell(made.status)}")
     _show_made(made, waited=wait, as_json=as_json)
 
 
@@ -90,11 +91,12 @@ def list_requests(
         print_json({"requests": found})
         return
     print_table(
-        ["id", "status", "user", "type", "format", "requested at", "message"],
+        ["id", "status", "user", "type", "format", "requested at"],
         [
-            [r.request_id, r.status, r.user_id, r.request_type, r.format, r.requested_at, r.error_message]
+            [r.request_id, r.status, r.user_id, r.request_type, r.format, r.requested_at]
             for r in found
         ],
+        fixed=2,
     )  # fmt: skip
 
 

@@ -43,16 +43,20 @@ def demo(
                 stopped.wait()
 
 
-def up() -> None:
+def up(as_json: AsJson = False) -> None:
     """Run the whole system until Ctrl-C: database, Dagster's UI and daemon, run workers."""
-    with supervisor.stop_on_signals() as stopped, _progress(False) as progress:
+    with supervisor.stop_on_signals() as stopped, _progress(as_json) as progress:
         task = progress.add_task("Starting")
         with supervisor.start(settings.load(), say=lambda text: progress.update(task, description=text)) as stack:
             progress.stop()
-            _show_addresses(stack)
-            console.print("Stop it with Ctrl-C.")
+            if as_json:
+                print_json({"ui_url": stack.ui_url, "home": stack.services.settings.home, "logs": stack.log_folder})
+            else:
+                _show_addresses(stack)
+                console.print("Stop it with Ctrl-C.")
             stopped.wait()
-            console.print("Stopping.")
+            if not as_json:
+                console.print("Stopping.")
 
 
 def migrate(as_json: AsJson = False) -> None:
