@@ -13,13 +13,13 @@ from typing import Any
 import psycopg
 import pytest
 
+from export_pipeline import manifest
 from export_pipeline.collect import catalogue
 from export_pipeline.collect.parts import Part, collect
 from export_pipeline.collect.source import Snapshot, Source
-from export_pipeline.collect.statements import Extract
 from export_pipeline.errors import FileNotVerified, StorageUnavailable
-from export_pipeline.models import DataTypeConfig, ExportFormat
-from export_pipeline.plan import plan_type
+from export_pipeline.models import DataTypeConfig, ExportFormat, ExportRequest, RequestStatus
+from export_pipeline.plan import ExportPlan, PlannedType, plan_type
 from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import Document, FoundPart, Inspection, Renderer
 from export_pipeline.vault import keys
@@ -34,6 +34,22 @@ CREATE TABLE public.nothing (user_id text, id int PRIMARY KEY, "at" timestamptz)
 CREATE TABLE public.one (user_id text, value text);
 INSERT INTO one VALUES ('ada', NULL), ('eve', 'not hers');
 """
+MOMENT = datetime(2026, 11, 24, tzinfo=UTC)
+REQUEST = ExportRequest(
+    request_id="request-1",
+    user_id=USER,
+    requested_by="admin",
+    request_type="custom",
+    data_types=(),
+    format="",
+    status=RequestStatus.PROCESSING,
+    requested_at=MOMENT,
+    completed_at=None,
+    file_url=None,
+    error_message=None,
+    attempt=1,
+    run_id="run-1",
+)
 #: A seed for each run of the suite would find more, once; the same seed finds the same, always.
 FUZZ = random.Random(20261124)
 
@@ -47,17 +63,15 @@ class Workshop:
     work: Vault
     vault: Vault
 
-    def extract(self, table: str) -> Extract:
+    def planned(self, table: str) -> PlannedType:
         config = DataTypeConfig(data_type=table, table_name=table)
-        return plan_type(
-            config, catalogue.describe(self.snapshot, config), matchable=True, escape_formulas=True
-        ).extract
+        return plan_type(config, catalogue.describe(self.snapshot, config), matchable=True, escape_formulas=True)
 
     def collect(self, *tables: str, store: Callable[..., Any] | None = None) -> list[Part]:
         return [
             collect(
                 self.snapshot,
-                self.extract(table),
+                self.planned(table).extract,
                 USER,
                 data_type=table,
                 encoding=self.renderer.encoding,
@@ -68,17 +82,9 @@ class Workshop:
         ]
 
     def frame(self, parts: Sequence[Part]) -> Iterator[bytes]:
-        manifest = {
-            "format": self.renderer.format.value,
-            "total_records": sum(part.rows for part in parts),
-            "parts": [
-                {"data_type": part.data_type, "rows": part.rows, "bytes": part.size, "sha256": part.sha256}
-                for part in parts
-            ],
-        }
-        document = Document(
-            user_id=USER, request_id="request-1", export_date=datetime(2026, 11, 24, tzinfo=UTC), manifest=manifest
-        )
+        plan = ExportPlan(format=self.renderer.format, types=tuple(self.planned(part.data_type) for part in parts))
+        contents = manifest.build(REQUEST, plan, parts, {}, self.snapshot.info, MOMENT)
+        document = Document(user_id=USER, request_id=REQUEST.request_id, export_date=MOMENT, manifest=contents)
         return self.renderer.frame(document, parts, lambda part: self.work.open(part.key))
 
     def make(self, *tables: str) -> tuple[bytes, list[Part]]:
