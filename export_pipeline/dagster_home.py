@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from export_pipeline.settings import Settings
 
-_MODULE = "export_pipeline.definitions"
+MODULE = "export_pipeline.definitions"
 #: The number of warm workers limits runs, and the sensor claims no more requests than they can soon begin: Dagster's
 #: own queue would only add its polling.
 _WARM = {
@@ -76,7 +76,7 @@ def write(settings: Settings) -> CodeServer:
     socket = _socket(home)
     location = {"grpc_server": {"socket": str(socket), "location_name": "export_pipeline"}}
     _write(home / "workspace.yaml", yaml.safe_dump({"load_from": [location]}))
-    command = [sys.executable, "-m", "dagster", "api", "grpc", "--socket", str(socket), "--module-name", _MODULE]
+    command = [sys.executable, "-m", "dagster", "api", "grpc", "--socket", str(socket), "--module-name", MODULE]
     command += ["--use-python-environment-entry-point", "--location-name", "export_pipeline"]
     return CodeServer(command=command, socket=socket, workspace=home / "workspace.yaml")
 

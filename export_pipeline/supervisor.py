@@ -28,6 +28,8 @@ from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.file_lock import FileLock
 from export_pipeline.settings import Settings
 
+#: Dagster's daemon, with sensors that are woken.
+DAEMON = [sys.executable, "-m", "export_pipeline.defs.daemon"]
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.1
@@ -153,7 +155,7 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         say("Starting Dagster's code server")
         _add(stack, "code-server", code_server.command)
         _wait(stack, "code-server", lambda: _accepts(code_server.socket))
-        _add(stack, "daemon", [sys.executable, "-m", "export_pipeline.defs.daemon", *workspace])
+        _add(stack, "daemon", [*DAEMON, *workspace])
         if settings.launcher == "warm":
             for number in range(settings.max_concurrent_runs):
                 worker = [sys.executable, "-m", "export_pipeline.defs.worker"]
