@@ -79,7 +79,7 @@ class Services:
 
     def work(self) -> Vault:
         """The store of parts, sealed like everything else."""
-        return Vault((self.settings.home / "work").as_uri(), key_file(self.settings))
+        return Vault((self.settings.home / "work").as_uri(), key_file(self.settings), lasting=False)
 
     def clear(self, request_id: str) -> None:
         """Remove what a request that has no file left behind.

@@ -68,8 +68,9 @@ class ArchiveRenderer(ABC):
     def found(self, content: Iterable[bytes]) -> FoundPart:
         """Read a member to its end and say what it is."""
         digest = Digest()
-        # One processor decompresses and hashes, the other one counts.
-        rows = self.count(ahead(digest.watch(content)))
+        # One processor decompresses, the other one hashes and counts. Counting holds Python's lock and hashing lets go
+        # of it: in one thread they leave the decompression enough room, counting alone would bring it to a halt.
+        rows = self.count(digest.watch(ahead(content)))
         return FoundPart(rows=rows, size=digest.size, sha256=digest.sha256)
 
     def _members(

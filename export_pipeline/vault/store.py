@@ -55,9 +55,11 @@ class Vault:
     Args:
         url: ``file:///folder`` or ``s3://bucket/prefix``.
         key_file: The installation's keys; read when first needed, and without them nothing is stored or read.
+        lasting: Whether a stored object must survive a power cut; what a run can make again need not.
     """
 
-    def __init__(self, url: str, key_file: Path) -> None:
+    def __init__(self, url: str, key_file: Path, *, lasting: bool = True) -> None:
+        self._lasting = lasting
         self._url = url.rstrip("/")
         self._key_file = key_file
         self._folder = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
@@ -71,7 +73,7 @@ class Vault:
         return _guard(_local, self._folder) if self._folder else _guard(from_url, self._url)
 
     def store(self, key: str, chunks: Iterable[bytes]) -> StoredObject:
-        """Seal `chunks` and store them; nothing is visible under `key` before it is whole and on disk.
+        """Seal `chunks` and store them; nothing is visible under `key` before it is whole, and on disk if it must last.
 
         Raises:
             StorageUnavailable: The store refused, or is full.
@@ -94,7 +96,7 @@ class Vault:
                 writer.__exit__(type(error), error, error.__traceback__)
             raise
         _guard(writer.close)
-        if self._folder:
+        if self._folder and self._lasting:
             _guard(_settle, self._folder / key, self._folder)
         return StoredObject(key=key, url=f"{self._url}/{key}", size=size)
 
