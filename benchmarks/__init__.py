@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks`` lists them. They are no tests: each prints a table of figures and ratios."""
