@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -15,17 +16,53 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore, S3Store, from_url
 
 from export_pipeline.errors import StorageUnavailable, VaultError
 from export_pipeline.vault import keys
 from export_pipeline.vault.keys import KeyRing
 from export_pipeline.vault.seal import seal, unseal
 
-_BUFFER = 8 * 1024 * 1024
+_LOCAL_WRITER = {"buffer_size": 8 * 1024 * 1024}
+#: An S3 store takes 10,000 parts of an upload, so their size bounds a file: 160 GB, as stored. Two are on their way at
+#: once, for each is held in memory.
+_REMOTE_WRITER = {"buffer_size": 16 * 1024 * 1024, "max_concurrency": 2}
 #: One request to an S3 store: large enough that its round trip vanishes.
 _READ_AHEAD = 4 * 1024 * 1024
 _READ_CHUNK = 1024 * 1024
+
+#: A store that is away for longer than this fails the step, which is tried again later.
+_PATIENCE = timedelta(seconds=30)
+_MAX_RETRIES = 8
+
+#: What stands in the words of the library → what we say, and what helps. Their own words name addresses and keys.
+_REASONS = (
+    ("No space left", "The store is full.", "Make room, then retry the request."),
+    (
+        "NoSuchBucket",
+        "The store has no such bucket.",
+        "Make the bucket, or name another in EXPORT_PIPELINE_STORAGE_URL.",
+    ),
+    (
+        "latest/api/token",  # where a rented machine learns its role
+        "There are no credentials for the store.",
+        "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role.",
+    ),
+    (
+        "builder error",
+        "The address of the store cannot be used.",
+        "Check AWS_ENDPOINT; an address with http:// also needs AWS_ALLOW_HTTP=true.",
+    ),
+    ("error sending request", "The store does not answer.", "Check AWS_ENDPOINT; is the server running?"),
+    *(
+        (
+            word,
+            "The store refuses us.",
+            "Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket: read, write, list, delete.",
+        )
+        for word in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "403 Forbidden", "401 Unauthorized")
+    ),
+)
 
 #: Folders and a file, none of them hidden.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -70,7 +107,7 @@ class Vault:
 
     @cached_property
     def _store(self) -> ObjectStore:
-        return _guard(_local, self._folder) if self._folder else _guard(from_url, self._url)
+        return _guard(_local, self._folder) if self._folder else _guard(_remote, self._url)
 
     def store(self, key: str, chunks: Iterable[bytes]) -> StoredObject:
         """Seal `chunks` and store them; nothing is visible under `key` before it is whole, and on disk if it must last.
@@ -80,7 +117,8 @@ class Vault:
             VaultError: `key` is not a name of ours.
             BaseException: Whatever `chunks` raised, unchanged; then nothing is left behind.
         """
-        writer = _guard(lambda: obstore.open_writer(self._store, _checked(key), buffer_size=_BUFFER))
+        options = _LOCAL_WRITER if self._folder else _REMOTE_WRITER
+        writer = _guard(lambda: obstore.open_writer(self._store, _checked(key), **options))
         size = 0
 
         def write(data: bytes) -> None:
@@ -143,6 +181,8 @@ class Vault:
             while chunk := bytes(reader.read(_READ_CHUNK)):
                 yield chunk
         except FileNotFoundError:
+            if not self._folder:
+                self.keys(key)  # an S3 store answers alike when the whole bucket is gone
             raise VaultError("The stored file is gone.", hint="Request the export again.") from None
         except (BaseError, OSError) as error:
             raise _unavailable(error) from None
@@ -164,8 +204,10 @@ def _guard(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _unavailable(error: Exception) -> StorageUnavailable:
-    if "No space left" in str(error):
-        return StorageUnavailable("The store is full.", hint="Make room, then retry the request.")
+    words = str(error)
+    for word, message, hint in _REASONS:
+        if word in words:
+            return StorageUnavailable(message, hint=hint)
     return StorageUnavailable(
         f"The store cannot be used ({type(error).__name__}).",
         hint="Check EXPORT_PIPELINE_STORAGE_URL and its rights.",
@@ -177,6 +219,13 @@ def _local(folder: Path) -> ObjectStore:
     os.umask(0o077)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return LocalStore(folder, mkdir=True)
+
+
+def _remote(url: str) -> ObjectStore:
+    """Address and credentials of an S3 store come from the variables AWS_*, as with every other S3 client."""
+    if url.startswith("s3://"):
+        return S3Store.from_url(url, retry_config={"max_retries": _MAX_RETRIES, "retry_timeout": _PATIENCE})
+    return from_url(url)
 
 
 def _settle(file: Path, root: Path) -> None:
