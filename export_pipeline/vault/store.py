@@ -23,10 +23,10 @@ from export_pipeline.vault import keys
 from export_pipeline.vault.keys import KeyRing
 from export_pipeline.vault.seal import seal, unseal
 
-_LOCAL_WRITER = {"buffer_size": 8 * 1024 * 1024}
+_LOCAL_PART, _LOCAL_UPLOADS = 8 * 1024 * 1024, 12
 #: An S3 store takes 10,000 parts of an upload, so their size bounds a file: 160 GB, as stored. Two are on their way at
 #: once, for each is held in memory.
-_REMOTE_WRITER = {"buffer_size": 16 * 1024 * 1024, "max_concurrency": 2}
+_REMOTE_PART, _REMOTE_UPLOADS = 16 * 1024 * 1024, 2
 #: One request to an S3 store: large enough that its round trip vanishes.
 _READ_AHEAD = 4 * 1024 * 1024
 _READ_CHUNK = 1024 * 1024
@@ -117,8 +117,10 @@ class Vault:
             VaultError: `key` is not a name of ours.
             BaseException: Whatever `chunks` raised, unchanged; then nothing is left behind.
         """
-        options = _LOCAL_WRITER if self._folder else _REMOTE_WRITER
-        writer = _guard(lambda: obstore.open_writer(self._store, _checked(key), **options))
+        part, uploads = (_LOCAL_PART, _LOCAL_UPLOADS) if self._folder else (_REMOTE_PART, _REMOTE_UPLOADS)
+        writer = _guard(
+            lambda: obstore.open_writer(self._store, _checked(key), buffer_size=part, max_concurrency=uploads)
+        )
         size = 0
 
         def write(data: bytes) -> None:
