@@ -5,6 +5,8 @@
     ├── InvalidRequest            what was asked cannot be exported: unknown type, bad format, unknown user
     ├── RequestNotFound           no export request has this id
     ├── WrongStatus               the request exists, but its status does not allow the action
+    ├── RateLimited               too many requests in the last 24 hours
+    ├── NotAllowed                the person may not do this
     ├── RunNotEntitled            another run, or a newer attempt, owns the request
     ├── DatabaseError             our own tables
     │   ├── DatabaseUnavailable   (retryable)
@@ -58,6 +60,27 @@ class RequestNotFound(ExportPipelineError):
 
 class WrongStatus(ExportPipelineError):
     """The request exists, but its status does not allow the action."""
+
+
+class RateLimited(ExportPipelineError):
+    """Too many requests in the last 24 hours.
+
+    Args:
+        limit: How many are allowed.
+        retry_after_s: Seconds until the next one is.
+    """
+
+    def __init__(self, *, limit: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"The limit of {limit} export requests in 24 hours is reached.",
+            hint=f"The next one is possible in {retry_after_s // 60 + 1} minutes.",
+        )
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class NotAllowed(ExportPipelineError):
+    """The person may not do this."""
 
 
 class RunNotEntitled(ExportPipelineError):

@@ -53,6 +53,9 @@ class AuditAction(StrEnum):
     """Short codes for `export_audit_logs.action`."""
 
     REQUESTED = "export_requested"
+    APPROVED = "export_approved"
+    REJECTED = "export_rejected"
+    DEADLINE_EXTENDED = "deadline_extended"
     CLAIMED = "export_claimed"
     STARTED = "export_started"
     COMPLETED = "export_completed"
@@ -85,6 +88,9 @@ class ExportRequest:
     attempt: int
     run_id: str | None
     anonymize: str | None = None
+    due_at: datetime | None = None
+    decided_by: str | None = None
+    decision_reason: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,7 @@ class NewRequest:
     format: ExportFormat
     request_id: str | None = None
     anonymize: str | None = None
+    idempotency_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,8 +61,20 @@ class Settings(BaseSettings):
     recycle_after: int = Field(
         200, ge=0, description="Runs after which a warm worker is started afresh; 1 gives each its own, 0 means never."
     )
+    requests_per_day: int = Field(
+        5, ge=1, description="Export requests that a person may make about themselves in 24 hours."
+    )
+    operator_requests_per_day: int = Field(
+        1000, ge=1, description="Export requests that an operator or a schedule may make in 24 hours."
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="Runs that a request gets before it fails.")
     max_concurrent_runs: int = Field(2, ge=1, le=1000, description="Export runs at the same time.")
+    keep_runs_days: int = Field(
+        14, ge=1, description="Days after the end of a request in which Dagster keeps its runs and partition."
+    )
+    keep_partitions: int = Field(
+        2000, ge=1, description="Partitions that Dagster keeps, the newest; with more its UI becomes slow."
+    )
     source_statement_timeout_s: Annotated[int, Field(ge=0)] = Field(
         3600, description="Longest single statement on the source, in seconds; 0 means no limit."
     )

@@ -18,7 +18,7 @@ from export_pipeline.db.requests import RequestStore
 from export_pipeline.db.tickets import TicketStore
 from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
-from export_pipeline.intake import Intake
+from export_pipeline.intake import Intake, Limits
 from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.vault import keys, pseudonyms
 from export_pipeline.vault.store import Vault
@@ -57,7 +57,8 @@ class Services:
     @property
     def intake(self) -> Intake:
         """The use cases around a request."""
-        return Intake(self.database)
+        limits = Limits(for_oneself=self.settings.requests_per_day, for_others=self.settings.operator_requests_per_day)
+        return Intake(self.database, limits=limits, clear=self.clear)
 
     @property
     def source_url(self) -> str:

@@ -64,6 +64,7 @@ def status(request_id: RequestId, as_json: AsJson = False) -> None:
         "format": found.format,
         "data types": found.data_types,
         "requested at": found.requested_at,
+        "due at": found.due_at,
         "completed at": found.completed_at,
         "attempt": found.attempt,
         "Dagster run": found.run_id,
@@ -100,6 +101,25 @@ def list_requests(
     )  # fmt: skip
 
 
+def queue(as_json: AsJson = False) -> None:
+    """Show how many requests wait and work, and how long the oldest has been waiting."""
+    with wiring.connect(settings.load()) as services:
+        state = services.requests.queue()
+    if as_json:
+        print_json(state)
+        return
+    waiting = "-" if not state.pending + state.claimed else f"{state.oldest_waiting_seconds:,.0f} s"
+    print_table(
+        ["queue", "requests"],
+        [
+            ["pending, to be claimed", state.pending],
+            ["claimed, run not begun", state.claimed],
+            ["processing", state.processing],
+            ["oldest waits", waiting],
+        ],
+    )
+
+
 def retry(request_id: RequestId, as_json: AsJson = False) -> None:
     """Put a failed or cancelled request back into the queue, as a new attempt."""
     with wiring.connect(settings.load()) as services:
@@ -111,6 +131,46 @@ def cancel(request_id: RequestId, as_json: AsJson = False) -> None:
     """End a request that has no file yet."""
     with wiring.connect(settings.load()) as services:
         moved = services.intake.cancel(request_id, _me())
+    _show_made(moved, waited=False, as_json=as_json)
+
+
+def approve(
+    request_id: RequestId,
+    reason: Annotated[str, typer.Option(help="Why; stands in the audit trail.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let a request that waits for approval go into the queue."""
+    with wiring.connect(settings.load()) as services:
+        moved = services.intake.approve(request_id, _me(), reason)
+    _show_made(moved, waited=False, as_json=as_json)
+
+
+def reject(
+    request_id: RequestId,
+    reason: Annotated[str, typer.Option(help="Why; stands in the audit trail.")],
+    as_json: AsJson = False,
+) -> None:
+    """End a request that waits for approval."""
+    with wiring.connect(settings.load()) as services:
+        moved = services.intake.reject(request_id, _me(), reason)
+    _show_made(moved, waited=False, as_json=as_json)
+
+
+def extend(
+    request_id: RequestId,
+    reason: Annotated[str, typer.Option(help="Why; stands in the audit trail.")],
+    as_json: AsJson = False,
+) -> None:
+    """Move the due date of a gdpr request by two months, once."""
+    with wiring.connect(settings.load()) as services:
+        moved = services.intake.extend(request_id, _me(), reason)
+    _show_made(moved, waited=False, as_json=as_json)
+
+
+def delete(request_id: RequestId, as_json: AsJson = False) -> None:
+    """Remove the file of a request for good; its row and its trail stay."""
+    with wiring.connect(settings.load()) as services:
+        moved = services.intake.delete(request_id, _me())
     _show_made(moved, waited=False, as_json=as_json)
 
 
@@ -147,7 +207,20 @@ def verify(
     console.print("[green]The file holds what its manifest says.[/]")
 
 
-COMMANDS = (request, status, list_requests, retry, cancel, download, verify)
+COMMANDS = (
+    request,
+    status,
+    list_requests,
+    queue,
+    approve,
+    reject,
+    extend,
+    retry,
+    cancel,
+    delete,
+    download,
+    verify,
+)
 
 
 def _me() -> Actor:

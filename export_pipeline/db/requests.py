@@ -6,18 +6,27 @@ statement. Nobody reads a status, decides, and writes: two writers at once can't
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg.errors import UniqueViolation
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from export_pipeline.db.pool import Database
-from export_pipeline.errors import InvalidRequest, RequestNotFound, RunNotEntitled, WrongStatus
+from export_pipeline.errors import (
+    InvalidRequest,
+    NotAllowed,
+    RateLimited,
+    RequestNotFound,
+    RunNotEntitled,
+    WrongStatus,
+)
 from export_pipeline.models import (
     SYSTEM,
     Actor,
@@ -28,8 +37,11 @@ from export_pipeline.models import (
     RequestStatus,
 )
 
+_Row = TypeVar("_Row")
+
 _COLUMNS = """request_id, user_id, requested_by, request_type, data_types, format, status, requested_at,
-    completed_at, file_url, error_message, attempt, run_id, anonymize"""
+    completed_at, file_url, error_message, attempt, run_id, anonymize,
+    due_at, decided_by, decision_reason"""
 
 #: One move of one request: `set` and `guard` are constants of this file, everything else is bound.
 _MOVE = (
@@ -48,35 +60,74 @@ SELECT """
     + " FROM moved"
 )
 
-#: Takes turns between users, so that nobody's thousand requests keep anybody's first one waiting; among the same turn
-#: what the law wants comes first. No more is claimed than can soon begin: the rest waits here, where it can be ordered.
+_TURN = """
+SELECT pg_advisory_xact_lock(hashtextextended(%(requested_by)s, 20260103)),
+       set_config('export_pipeline.ip_address', %(ip_address)s, true),
+       set_config('export_pipeline.user_agent', %(user_agent)s, true)
+"""
+_SAME = f"""
+SELECT {_COLUMNS} FROM export_pipeline.export_requests
+WHERE (sameness = %(sameness)s AND %(request_id)s::text IS NULL
+       AND status IN ('awaiting_approval', 'pending', 'processing'))
+   OR (requested_by = %(requested_by)s AND idempotency_key = %(idempotency_key)s)
+LIMIT 1
+"""
+_COUNT = """
+SELECT count(*) AS made, extract(epoch FROM min(requested_at) + interval '24 hours' - now())::int AS retry_after_s
+FROM export_pipeline.export_requests
+WHERE requested_by = %(requested_by)s AND requested_at > now() - interval '24 hours'
+"""
+_INSERT = f"""
+INSERT INTO export_pipeline.export_requests
+    (request_id, user_id, requested_by, request_type, data_types, format, anonymize, idempotency_key, sameness)
+VALUES (coalesce(%(request_id)s, gen_random_uuid()::text), %(user_id)s, %(requested_by)s, %(request_type)s,
+        %(data_types)s, %(format)s, %(anonymize)s, %(idempotency_key)s,
+        CASE WHEN %(request_id)s::text IS NULL THEN %(sameness)s END)
+RETURNING {_COLUMNS}
+"""
+
+#: Takes turns between users, so that nobody's thousand requests keep anybody's first one waiting; within a turn, and
+#: among the requests of one user, what the law wants comes first. No more is claimed than can soon begin: the rest
+#: waits here, where it can be ordered. Arrays and not joins: the planner can't know how few rows they hold, and would
+#: read the whole table for them.
 _CLAIM = """
-WITH busy AS (
+WITH busy AS MATERIALIZED (
     SELECT user_id, count(*) AS runs FROM export_pipeline.export_requests
     WHERE status = 'processing' OR (status = 'pending' AND claimed_at IS NOT NULL)
     GROUP BY user_id
-), turns AS (
-    SELECT request_id, requested_at,
-           coalesce(runs, 0) + row_number() OVER (PARTITION BY user_id ORDER BY requested_at, request_id) AS turn,
-           CASE request_type WHEN 'gdpr' THEN 0 WHEN 'audit' THEN 1 WHEN 'custom' THEN 2 ELSE 3 END AS priority
+), waiting AS (
+    SELECT request_id, requested_at, export_pipeline.priority(request_type) AS priority,
+           coalesce(runs, 0) + row_number() OVER (
+               PARTITION BY user_id ORDER BY export_pipeline.priority(request_type), requested_at, request_id) AS turn
     FROM export_pipeline.export_requests LEFT JOIN busy USING (user_id)
     WHERE status = 'pending' AND claimed_at IS NULL
-), chosen AS (
-    SELECT request_id FROM turns ORDER BY turn, priority, requested_at, request_id
+), chosen AS MATERIALIZED (
+    SELECT request_id, row_number() OVER (ORDER BY turn, priority, requested_at, request_id) AS place
+    FROM waiting ORDER BY turn, priority, requested_at, request_id
     LIMIT least(%(limit)s, greatest(0, %(in_flight)s - (SELECT coalesce(sum(runs), 0) FROM busy)))
-), open AS (
-    SELECT request_id FROM export_pipeline.export_requests JOIN chosen USING (request_id)
-    WHERE status = 'pending' AND claimed_at IS NULL
-    FOR UPDATE OF export_requests SKIP LOCKED
+), open AS MATERIALIZED (
+    SELECT request_id FROM export_pipeline.export_requests
+    WHERE request_id = ANY (ARRAY(SELECT request_id FROM chosen)) AND status = 'pending' AND claimed_at IS NULL
+    FOR UPDATE SKIP LOCKED
 ), claimed AS (
-    UPDATE export_pipeline.export_requests AS r SET claimed_at = now(), attempt = r.attempt + 1
-    FROM open WHERE r.request_id = open.request_id
-    RETURNING r.request_id, r.user_id, r.attempt, r.requested_at
+    UPDATE export_pipeline.export_requests SET claimed_at = now(), attempt = attempt + 1
+    WHERE request_id = ANY (ARRAY(SELECT request_id FROM open))
+    RETURNING request_id, user_id, attempt
 ), logged AS (
     INSERT INTO export_pipeline.export_audit_logs (request_id, user_id, action, actor, detail)
     SELECT request_id, user_id, %(action)s, %(actor)s, 'attempt ' || attempt FROM claimed
 )
-SELECT request_id, attempt FROM claimed ORDER BY requested_at, request_id
+SELECT request_id, attempt FROM claimed JOIN chosen USING (request_id) ORDER BY place
+"""
+
+#: Reads only requests that are on their way.
+_QUEUE = """
+SELECT count(*) FILTER (WHERE status = 'pending' AND claimed_at IS NULL) AS pending,
+       count(*) FILTER (WHERE status = 'pending' AND claimed_at IS NOT NULL) AS claimed,
+       count(*) FILTER (WHERE status = 'processing') AS processing,
+       greatest(0, coalesce(extract(epoch FROM now() - min(requested_at) FILTER (WHERE status = 'pending')), 0))::float8
+           AS oldest_waiting_seconds
+FROM export_pipeline.export_requests WHERE status IN ('pending', 'processing')
 """
 
 #: A claimed request whose run has not begun, or a processing one whose run no longer holds its lease.
@@ -101,6 +152,23 @@ class Claim:
 
     request_id: str
     attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueState:
+    """How much is on its way.
+
+    Attributes:
+        pending: Requests that wait to be claimed.
+        claimed: Requests whose run was asked for and has not begun.
+        processing: Requests whose run works.
+        oldest_waiting_seconds: Since the oldest pending or claimed request was made; 0 when none waits.
+    """
+
+    pending: int
+    claimed: int
+    processing: int
+    oldest_waiting_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +235,14 @@ class RequestStore:
             row = cursor.fetchone()
         return ExportMetadata(**{**row, "data_types_included": tuple(row["data_types_included"])}) if row else None
 
+    def queue(self) -> QueueState:
+        """Count what is on its way."""
+        with (
+            self._database.connect() as connection,
+            connection.cursor(row_factory=class_row(QueueState)) as cursor,
+        ):
+            return _only(cursor.execute(_QUEUE).fetchone())
+
     def trail(self, request_id: str) -> list[AuditEntry]:
         """Read the audit rows of a request, oldest first."""
         with (
@@ -181,31 +257,107 @@ class RequestStore:
 
     # --- the way in
 
-    def insert(self, new: NewRequest, actor: Actor) -> ExportRequest:
-        """Write a pending request; the table's trigger writes its audit row in the same transaction.
+    def insert(self, new: NewRequest, actor: Actor, *, limit: int | None = None) -> ExportRequest:
+        """Write a request; the table's triggers write its audit row in the same transaction.
+
+        An identical request that is still open, or one with the same idempotency key, is returned instead.
+
+        Args:
+            new: What is asked.
+            actor: Who asks.
+            limit: Requests that the requester may make in 24 hours; None means no limit.
 
         Raises:
             InvalidRequest: The id is taken.
+            RateLimited: The limit is reached; nothing was written.
         """
-        query = f"""
-            INSERT INTO export_pipeline.export_requests
-                (request_id, user_id, requested_by, request_type, data_types, format, anonymize)
-            VALUES (coalesce(%s, gen_random_uuid()::text), %s, %s, %s, %s, %s, %s) RETURNING {_COLUMNS}"""
-        values = [
-            new.request_id, new.user_id, new.requested_by, new.request_type.value,
-            list(new.data_types), new.format.value, new.anonymize,
-        ]  # fmt: skip
         try:
             with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
-                cursor.execute(
-                    "SELECT set_config('export_pipeline.ip_address', %s, true),"
-                    " set_config('export_pipeline.user_agent', %s, true)",
-                    [actor.ip_address or "", actor.user_agent or ""],
-                )
-                cursor.execute(query.encode(), values)
-                return _request(_only(cursor.fetchone()))
+                # One requester's calls take turns: none of fifty at once counts before another has written.
+                cursor.execute(_TURN, {"requested_by": new.requested_by, **_origin(actor)})
+                if same := cursor.execute(_SAME, _values(new)).fetchone():
+                    return _request(same)
+                if limit is not None:
+                    _count(cursor, new.requested_by, limit)
+                return _request(_only(cursor.execute(_INSERT, _values(new)).fetchone()))
         except UniqueViolation:
             raise InvalidRequest("A request with this id exists already.", hint="Leave the id out.") from None
+
+    def approve(self, request_id: str, actor: Actor, reason: str = "") -> ExportRequest:
+        """Let a request go into the queue.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+            WrongStatus: It does not wait for approval.
+            NotAllowed: The actor asked for it, or is the person whose data it is.
+        """
+        return self._decide(request_id, actor, reason, status=RequestStatus.PENDING, action=AuditAction.APPROVED)
+
+    def reject(self, request_id: str, actor: Actor, reason: str) -> ExportRequest:
+        """End a request that waits for approval, with a reason.
+
+        Raises:
+            RequestNotFound, WrongStatus, NotAllowed: As for `approve`.
+        """
+        return self._decide(request_id, actor, reason, status=RequestStatus.REJECTED, action=AuditAction.REJECTED)
+
+    def extend(self, request_id: str, actor: Actor, reason: str) -> ExportRequest:
+        """Move the due date of a gdpr request by two months, once (article 12(3) of the GDPR), with a reason.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+            WrongStatus: It has no due date, was extended before, or has ended.
+        """
+        return self._move(
+            request_id,
+            set="due_at = due_at + interval '2 months', due_extension = %(reason)s",
+            guard="due_at IS NOT NULL AND due_extension IS NULL"
+            " AND status IN ('awaiting_approval', 'pending', 'processing', 'failed')",
+            action=AuditAction.DEADLINE_EXTENDED,
+            actor=actor,
+            detail=reason,
+            reason=reason,
+        )
+
+    def delete(self, request_id: str, actor: Actor) -> ExportRequest:
+        """Leave only the tombstone of a request: its row and its trail. Deleting twice is harmless.
+
+        The caller removes the file afterwards; from now on nobody can download it.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+        """
+        try:
+            return self._move(
+                request_id,
+                set="status = 'deleted', file_url = NULL, error_message = NULL, claimed_at = NULL,"
+                " completed_at = coalesce(completed_at, now())",
+                guard="status <> 'deleted'",
+                action=AuditAction.DELETED,
+                actor=actor,
+            )
+        except WrongStatus:
+            return self.get(request_id)
+
+    def _decide(
+        self, request_id: str, actor: Actor, reason: str, *, status: RequestStatus, action: AuditAction
+    ) -> ExportRequest:
+        try:
+            return self._move(
+                request_id,
+                set="status = %(status)s::text, decided_by = %(actor)s, decision_reason = %(reason)s,"
+                " completed_at = CASE WHEN %(status)s::text = 'rejected' THEN now() END",
+                guard="status = 'awaiting_approval' AND requested_by <> %(actor)s AND user_id <> %(actor)s",
+                action=action,
+                actor=actor,
+                detail=reason,
+                status=status.value,
+                reason=reason,
+            )
+        except WrongStatus:
+            if self.get(request_id).status is RequestStatus.AWAITING_APPROVAL:
+                raise NotAllowed("Somebody else must decide: not the requester, not the person.") from None
+            raise
 
     def retry(self, request_id: str, actor: Actor) -> ExportRequest:
         """Put a failed or cancelled request back into the queue; its next run is a new attempt.
@@ -243,7 +395,7 @@ class RequestStore:
     # --- the sensor
 
     def claim(self, limit: int, *, in_flight: int = 1_000_000) -> list[Claim]:
-        """Take open requests: users take turns, then gdpr before backup, then the oldest first.
+        """Take open requests: users take turns, then gdpr before backup, then the oldest first; in that order.
 
         Sensors that claim at the same time get different rows.
 
@@ -471,7 +623,32 @@ def _asked(manifest: dict[str, Any]) -> list[str]:
     return [*manifest["data_types"], *(part["data_type"] for part in manifest["not_exported"])]
 
 
-def _only(row: dict[str, Any] | None) -> dict[str, Any]:
+def _values(new: NewRequest) -> dict[str, Any]:
+    asked = [new.user_id, new.requested_by, new.request_type.value, sorted(new.data_types), new.format.value]
+    return {
+        "request_id": new.request_id,
+        "user_id": new.user_id,
+        "requested_by": new.requested_by,
+        "request_type": new.request_type.value,
+        "data_types": list(new.data_types),
+        "format": new.format.value,
+        "anonymize": new.anonymize,
+        "idempotency_key": new.idempotency_key,
+        "sameness": hashlib.sha256(json.dumps([*asked, new.anonymize]).encode()).hexdigest(),
+    }
+
+
+def _origin(actor: Actor) -> dict[str, str]:
+    return {"ip_address": actor.ip_address or "", "user_agent": actor.user_agent or ""}
+
+
+def _count(cursor: Cursor[dict[str, Any]], requested_by: str, limit: int) -> None:
+    made = _only(cursor.execute(_COUNT, {"requested_by": requested_by}).fetchone())
+    if made["made"] >= limit:
+        raise RateLimited(limit=limit, retry_after_s=max(1, made["retry_after_s"]))
+
+
+def _only(row: _Row | None) -> _Row:
     if row is None:
-        raise RuntimeError("INSERT … RETURNING gave no row")
+        raise RuntimeError("a statement that always gives a row gave none")
     return row

@@ -57,7 +57,7 @@ def test_what_was_asked_is_what_is_written(ask: Callable[..., ExportRequest], da
 
 
 def test_an_id_is_made_where_none_is_given(ask: Callable[..., ExportRequest]) -> None:
-    ids = {ask().request_id for _ in range(5)}
+    ids = {ask(user_id=f"user-{number}").request_id for number in range(5)}
     assert len(ids) == 5
     assert {len(request_id) for request_id in ids} == {36}
 

@@ -1,0 +1,176 @@
+"""Approval, limits, sameness, due dates and deletion: each rule is held by the database, whoever comes and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from export_pipeline.db.pool import Database
+from export_pipeline.db.requests import RequestStore
+from export_pipeline.errors import InvalidRequest, NotAllowed, RateLimited, RequestNotFound, WrongStatus
+from export_pipeline.intake import Intake, Limits
+from export_pipeline.models import Actor, ExportRequest, RequestStatus
+
+ANN, BOB, OPERATOR = Actor(id="ann"), Actor(id="bob"), Actor(id="operator", ip_address="192.0.2.7", user_agent="x/1")
+
+
+@pytest.fixture
+def intake(database: Database) -> Intake:
+    return Intake(database, limits=Limits(for_oneself=5, for_others=7))
+
+
+@pytest.fixture
+def store(database: Database) -> RequestStore:
+    return RequestStore(database)
+
+
+@pytest.fixture
+def ask(intake: Intake) -> Callable[..., ExportRequest]:
+    def make(**asked: Any) -> ExportRequest:
+        return intake.request(**{"user_id": "ann", "actor": ANN, "data_types": ["user_clicks"], **asked})
+
+    return make
+
+
+@pytest.fixture
+def guarded(admin: psycopg.Connection) -> None:
+    admin.execute(
+        "UPDATE export_pipeline.data_type_configs SET requires_approval = true WHERE data_type = 'user_errors'"
+    )
+
+
+def actions(store: RequestStore, request: ExportRequest) -> list[str]:
+    return [entry.action for entry in store.trail(request.request_id)]
+
+
+def test_what_needs_approval_waits_for_it(
+    guarded: None, ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore
+) -> None:
+    waiting = ask(data_types=["user_clicks", "user_errors"])
+    assert waiting.status is RequestStatus.AWAITING_APPROVAL
+    assert store.claim(10) == []
+    for decider in (ANN, Actor(id="ann")):
+        with pytest.raises(NotAllowed):
+            intake.approve(waiting.request_id, decider)
+    approved = intake.approve(waiting.request_id, BOB, "asked by phone")
+    assert (approved.status, approved.decided_by, approved.decision_reason) == ("pending", "bob", "asked by phone")
+    assert [claim.request_id for claim in store.claim(10)] == [waiting.request_id]
+    assert actions(store, waiting) == ["export_requested", "export_approved", "export_claimed"]
+    with pytest.raises(WrongStatus):
+        intake.reject(waiting.request_id, BOB, "too late")
+
+
+def test_a_gdpr_request_and_a_plain_insert_wait_too(
+    guarded: None, admin: psycopg.Connection, ask: Callable[..., ExportRequest], store: RequestStore
+) -> None:
+    assert ask(kind="gdpr", data_types=[]).status is RequestStatus.AWAITING_APPROVAL
+    row = admin.execute(
+        "INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, data_types, format)"
+        " VALUES ('u', 'u', 'custom', '{user_errors}', 'json') RETURNING status"
+    ).fetchone()
+    assert row == ("awaiting_approval",)
+    assert ask(user_id="bob").status is RequestStatus.PENDING
+
+
+def test_a_rejected_request_ends_with_its_reason(
+    guarded: None, ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore
+) -> None:
+    waiting = ask(data_types=["user_errors"])
+    with pytest.raises(InvalidRequest, match="reason"):
+        intake.reject(waiting.request_id, BOB, "  ")
+    rejected = intake.reject(waiting.request_id, BOB, "not identified")
+    assert (rejected.status, rejected.decision_reason) == ("rejected", "not identified")
+    assert rejected.completed_at is not None
+    assert store.trail(waiting.request_id)[-1].detail == "not identified"
+
+
+def test_the_limit_holds_against_fifty_at_once(intake: Intake, admin: psycopg.Connection) -> None:
+    def one(number: int) -> str:
+        try:
+            # Different requests, so that sameness does not answer for the limit.
+            data_types = [name for bit, name in enumerate(NAMES) if number >> bit & 1]
+            return intake.request(user_id="ann", actor=ANN, data_types=data_types).request_id
+        except RateLimited as error:
+            assert 0 < error.retry_after_s <= 86_400
+            return ""
+
+    with ThreadPoolExecutor(50) as pool:
+        made = {request_id for request_id in pool.map(one, range(1, 51)) if request_id}
+    assert len(made) == 5
+    assert admin.execute("SELECT count(*) FROM export_pipeline.export_requests").fetchone() == (5,)
+
+
+NAMES = ["user_clicks", "user_errors", "user_feedback", "user_profile", "user_sessions", "user_workflows"]
+
+
+def test_the_limit_forgets_after_a_day_and_counts_each_requester(
+    ask: Callable[..., ExportRequest], admin: psycopg.Connection
+) -> None:
+    for name in NAMES[:5]:
+        ask(data_types=[name])
+    with pytest.raises(RateLimited, match="limit of 5"):
+        ask(data_types=NAMES[5:])
+    assert ask(actor=BOB, user_id="bob").status is RequestStatus.PENDING
+    assert ask(actor=OPERATOR, data_types=NAMES[5:]).requested_by == "operator"
+    admin.execute("UPDATE export_pipeline.export_requests SET requested_at = requested_at - interval '25 hours'")
+    assert ask(data_types=NAMES[:2]).status is RequestStatus.PENDING
+
+
+def test_fifty_identical_ones_are_one(intake: Intake, admin: psycopg.Connection) -> None:
+    with ThreadPoolExecutor(50) as pool:
+        made = set(
+            pool.map(
+                lambda _: intake.request(user_id="ann", actor=ANN, data_types=["user_clicks"]).request_id, range(50)
+            )
+        )
+    assert len(made) == 1
+    assert admin.execute("SELECT count(*) FROM export_pipeline.export_audit_logs").fetchone() == (1,)
+
+
+def test_an_ended_request_is_no_longer_the_same(ask: Callable[..., ExportRequest], intake: Intake) -> None:
+    first = ask()
+    assert ask(format="csv").request_id != first.request_id
+    intake.cancel(first.request_id, ANN)
+    assert ask().request_id != first.request_id
+
+
+def test_an_idempotency_key_makes_one_request_for_ever(ask: Callable[..., ExportRequest], intake: Intake) -> None:
+    first = ask(idempotency_key="k-1")
+    intake.cancel(first.request_id, ANN)
+    assert ask(idempotency_key="k-1").request_id == first.request_id
+    assert ask(idempotency_key="k-2").request_id != first.request_id
+    assert ask(idempotency_key="k-1", actor=BOB, user_id="bob").request_id != first.request_id
+
+
+def test_a_gdpr_request_has_a_month_and_one_extension(
+    ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore, admin: psycopg.Connection
+) -> None:
+    asked = ask(kind="gdpr")
+    one_month = "SELECT requested_at + interval '1 month' = due_at FROM export_pipeline.export_requests"
+    assert admin.execute(one_month).fetchone() == (True,)
+    extended = intake.extend(asked.request_id, BOB, "complex request")
+    assert extended.due_at > asked.due_at
+    assert store.trail(asked.request_id)[-1].action == "deadline_extended"
+    with pytest.raises(WrongStatus):
+        intake.extend(asked.request_id, BOB, "again")
+    with pytest.raises(WrongStatus):
+        intake.extend(ask().request_id, BOB, "no due date")
+
+
+def test_delete_leaves_a_tombstone_and_is_harmless_twice(
+    database: Database, ask: Callable[..., ExportRequest], store: RequestStore
+) -> None:
+    cleared: list[str] = []
+    intake = Intake(database, clear=cleared.append)
+    asked = ask()
+    assert intake.delete(asked.request_id, BOB).status is RequestStatus.DELETED
+    assert intake.delete(asked.request_id, BOB).status is RequestStatus.DELETED
+    assert cleared == [asked.request_id] * 2
+    assert actions(store, asked) == ["export_requested", "export_deleted"]
+    assert store.claim(10) == []
+    with pytest.raises(RequestNotFound):
+        intake.delete("nobody", BOB)
