@@ -16,7 +16,7 @@ CLICKS = Extract(schema="app", table="clicks", columns=("id", "at"), user_id_col
 HOSTILE = ['a"; DROP TABLE x; --', '"', '""', "{0}", "{table}", "%s", "%(a)s", "$1", "a.b", "select", "É", "a\nb", "\\"]
 
 CSV_OPTIONS = "TO STDOUT WITH (FORMAT csv, HEADER, ENCODING 'UTF8')"
-JSON_OPTIONS = "TO STDOUT WITH (FORMAT csv, DELIMITER E'\\x02', QUOTE E'\\x01', ESCAPE E'\\x01', ENCODING 'UTF8')"
+JSON_OPTIONS = "TO STDOUT WITH (FORMAT binary)"
 
 
 def text(statement: sql.Composable) -> str:
