@@ -126,12 +126,20 @@ _DONE = {
 
 def _rows(packed: Iterator[bytes]) -> Iterator[list[Any]]:
     """Values of each row, in the order of the columns; a float keeps its digits."""
-    rest = b""
+    begun: list[bytes] = []
     with closing(packed) as opened:  # type: ignore[type-var]
         for piece in inflate(opened):
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                yield list(json.loads(line, parse_float=Decimal).values())
+            first, *others = piece.split(b"\n")
+            begun.append(first)
+            if others:
+                yield _values(b"".join(begun))
+                *lines, last = others
+                yield from map(_values, lines)
+                begun = [last]
+
+
+def _values(line: bytes) -> list[Any]:
+    return list(json.loads(line, parse_float=Decimal).values())
 
 
 def _plain_member(name: str, content: bytes) -> zip64.Member:

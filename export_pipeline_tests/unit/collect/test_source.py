@@ -35,7 +35,6 @@ REFUSALS = [
     (errors.UndefinedColumn, "42703", "column vanished", "data-types list"),
     (errors.DiskFull, "53100", "out of resources", "Retry later"),
     (errors.OutOfMemory, "53200", "out of resources", "Retry later"),
-    (errors.TooManyConnections, "53300", "out of resources", "Retry later"),
     (errors.DivisionByZero, "22012", "refused a statement", ""),
     (errors.InvalidTextRepresentation, "22P02", "refused a statement", ""),
     (errors.SyntaxError, "42601", "refused a statement", ""),
@@ -82,3 +81,11 @@ def test_nul_is_refused_and_not_repeated(value: str) -> None:
     with pytest.raises(SourceRefused, match="NUL") as caught:
         literal(value)
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [errors.SerializationFailure, errors.DeadlockDetected, errors.TooManyConnections])
+def test_what_passes_by_itself_may_be_tried_again(kind: type[psycopg.Error]) -> None:
+    error = translate(kind(f"of {CANARY}"))
+    assert isinstance(error, SourceUnavailable)
+    assert kind.sqlstate in error.message
+    assert CANARY not in str(error)
