@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-export_requests = dg.DynamicPartitionsDefinition(name="export_requests")
+PARTITIONS = "export_requests"
+export_requests = dg.DynamicPartitionsDefinition(name=PARTITIONS)
 
 #: On runs that the sensor asked for. Which attempt of its request a run is.
 ATTEMPT_TAG = "export_pipeline/attempt"

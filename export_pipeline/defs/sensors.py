@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import dagster as dg
 
-from export_pipeline.db.requests import StalledRequest
+from export_pipeline.db.requests import QueueState, StalledRequest
 from export_pipeline.defs.jobs import export_user_data
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
@@ -27,13 +27,18 @@ _SETTLE = timedelta(seconds=15)
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="New rows in export_requests → one partitioned run each.",
 )
-def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """Claim open requests and ask for their runs. Two sensors at once claim different rows."""
-    in_flight = _RUNS_AHEAD * services().settings.max_concurrent_runs
-    claims = services().requests.claim(_CLAIMS_PER_TICK, in_flight=in_flight)
+def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """Claim open requests and ask for their runs. Two sensors at once claim different rows.
+
+    The cursor is nothing that is needed: it shows the queue in the UI.
+    """
+    store = services().requests
+    claims = store.claim(_CLAIMS_PER_TICK, in_flight=_RUNS_AHEAD * services().settings.max_concurrent_runs)
+    queue = _in_words(store.queue())
     if not claims:
-        return dg.SkipReason("No new export requests.")
+        return dg.SensorResult(skip_reason=f"Nothing to claim. {queue}", cursor=queue)
     return dg.SensorResult(
+        cursor=queue,
         run_requests=[
             dg.RunRequest(
                 # A run key counts once for ever, so a retry needs another one.
@@ -44,6 +49,13 @@ def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult
             for claim in claims
         ],
         dynamic_partitions_requests=[export_requests.build_add_request([claim.request_id for claim in claims])],
+    )
+
+
+def _in_words(queue: QueueState) -> str:
+    return (
+        f"{queue.pending} pending, {queue.claimed} claimed, {queue.processing} processing;"
+        f" the oldest waits for {queue.oldest_waiting_seconds:.0f} s."
     )
 
 
