@@ -6,6 +6,7 @@
     ├── RequestNotFound           no export request has this id
     ├── WrongStatus               the request exists, but its status does not allow the action
     ├── RateLimited               too many requests in the last 24 hours
+    ├── NotAuthenticated          nobody knows yet who asks
     ├── NotAllowed                the person may not do this
     ├── RunNotEntitled            another run, or a newer attempt, owns the request
     ├── DatabaseError             our own tables
@@ -77,6 +78,10 @@ class RateLimited(ExportPipelineError):
         )
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class NotAuthenticated(ExportPipelineError):
+    """Nobody knows yet who asks: no token, or one that does not count."""
 
 
 class NotAllowed(ExportPipelineError):
