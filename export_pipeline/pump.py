@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_QUEUED = 8
+_QUEUED = 4
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
