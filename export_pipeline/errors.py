@@ -17,6 +17,7 @@
     │   └── SourceRefused         permission, timeout, an object that changed under the run
     ├── VaultError                bytes at rest
     │   ├── KeyUnusable
+    │   │   └── KeyServiceUnavailable   (retryable)
     │   ├── SealBroken            truncated, altered or not sealed for our keys
     │   └── StorageUnavailable    (retryable)
     └── FileNotVerified           a delivered file does not agree with its manifest
@@ -126,6 +127,12 @@ class VaultError(ExportPipelineError):
 
 class KeyUnusable(VaultError):
     """No usable key: nothing is written without one."""
+
+
+class KeyServiceUnavailable(KeyUnusable):
+    """The key service cannot be asked now."""
+
+    retryable = True
 
 
 class SealBroken(VaultError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export_pipeline.errors import ConfigurationError
@@ -45,6 +45,20 @@ class Settings(BaseSettings):
     )
     key_file: Path | None = Field(
         None, description="age identity file; unset means `keys/age.txt` in home, made by `migrate` and `up`."
+    )
+    keys: SecretStr | None = Field(
+        None,
+        description="age identities themselves, instead of a file: the first seals, all open; separated by white space"
+        " or commas.",
+    )
+    kms_key_id: str | None = Field(
+        None,
+        description="Key of AWS KMS (id, ARN or alias) that keeps the identities in the key file closed; needs the extra"
+        " `kms`.",
+    )
+    signing_key_file: Path | None = Field(
+        None,
+        description="Key that signs manifests; unset means `keys/signing.txt` in home, made by `migrate` and `up`.",
     )
     pseudonym_key_file: Path | None = Field(
         None, description="Secret behind hashed columns; unset means `keys/pseudonyms.txt` in home, made when absent."
@@ -88,7 +102,7 @@ class Settings(BaseSettings):
     )
     retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
 
-    @field_validator("home", "key_file", "pseudonym_key_file")
+    @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Independent of the working folder, which differs between Dagster's processes."""
@@ -122,6 +136,12 @@ class Settings(BaseSettings):
             raise ValueError("must be file:///folder or s3://bucket/prefix")
         return url or None
 
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> Settings:
+        if self.keys is not None and (self.key_file is not None or self.kms_key_id is not None):
+            raise ValueError("EXPORT_PIPELINE_KEYS excludes EXPORT_PIPELINE_KEY_FILE and EXPORT_PIPELINE_KMS_KEY_ID")
+        return self
+
     @property
     def embedded(self) -> bool:
         """Whether our tables live in the server that comes with the package."""
@@ -139,7 +159,7 @@ def load() -> Settings:
         return Settings()
     except ValidationError as error:
         faults = "; ".join(
-            f"EXPORT_PIPELINE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            ": ".join([*(f"EXPORT_PIPELINE_{part}".upper() for part in fault["loc"][:1]), fault["msg"]])
             for fault in error.errors(include_input=False, include_context=False)
         )
         raise ConfigurationError(f"Settings are wrong: {faults}.") from None

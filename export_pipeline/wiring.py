@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import psycopg
@@ -21,6 +21,8 @@ from export_pipeline.export_run import ExportRun
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.vault import keys, pseudonyms
+from export_pipeline.vault.key_service import AwsKms
+from export_pipeline.vault.keys import EnvironmentKeys, KeyFile, KeySource
 from export_pipeline.vault.store import Vault
 
 
@@ -74,13 +76,18 @@ class Services:
             lock_timeout_s=self.settings.source_lock_timeout_s,
         )
 
+    @cached_property
+    def keys(self) -> KeySource:
+        """The installation's keys, read once until they change."""
+        return key_source(self.settings)
+
     def vault(self) -> Vault:
         """The store of delivered files."""
-        return Vault(storage_url(self.settings), key_file(self.settings))
+        return Vault(storage_url(self.settings), self.keys)
 
     def work(self) -> Vault:
         """The store of parts, sealed like everything else."""
-        return Vault((self.settings.home / "work").as_uri(), key_file(self.settings), lasting=False)
+        return Vault((self.settings.home / "work").as_uri(), self.keys, lasting=False)
 
     def clear(self, request_id: str) -> None:
         """Remove what a request that has no file left behind.
@@ -175,10 +182,22 @@ def make_keys(settings: Settings) -> None:
         KeyUnusable: A folder cannot be written to.
     """
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if settings.key_file is None:
-        keys.create(key_file(settings))
+    if settings.key_file is None and settings.keys is None:
+        keys.create(key_file(settings), key_service(settings))
     if settings.pseudonym_key_file is None:
         pseudonyms.create(pseudonym_key_file(settings))
+
+
+def key_source(settings: Settings) -> KeySource:
+    """Where the age identities come from: the environment, or a file that a key service may keep closed."""
+    if settings.keys is not None:
+        return EnvironmentKeys(settings.keys.get_secret_value())
+    return KeyFile(key_file(settings), key_service(settings))
+
+
+def key_service(settings: Settings) -> AwsKms | None:
+    """What keeps the identities in the key file closed."""
+    return AwsKms(settings.kms_key_id) if settings.kms_key_id else None
 
 
 def key_file(settings: Settings) -> Path:

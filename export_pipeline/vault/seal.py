@@ -19,7 +19,7 @@ _CHUNK = 256 * 1024
 
 
 def seal(chunks: Iterable[bytes], ring: KeyRing, write: Callable[[bytes], Any]) -> None:
-    """Encrypt `chunks` for the installation's current key and hand the sealed bytes to `write`.
+    """Encrypt `chunks` for the keys that seal and hand the sealed bytes to `write`.
 
     Raises:
         BaseException: Whatever `chunks` or `write` raised, unchanged.
@@ -27,7 +27,7 @@ def seal(chunks: Iterable[bytes], ring: KeyRing, write: Callable[[bytes], Any]) 
     reader = _Reader(chunks)
     writer = _Writer(write)
     try:
-        pyrage.encrypt_io(reader, writer, [ring.recipient])
+        pyrage.encrypt_io(reader, writer, ring.recipients)
     except Exception:
         if not (reader.fault or writer.fault):
             raise

@@ -19,8 +19,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store, from_url
 
 from export_pipeline.errors import StorageUnavailable, VaultError
-from export_pipeline.vault import keys
-from export_pipeline.vault.keys import KeyRing
+from export_pipeline.vault.keys import KeyFile, KeyRing, KeySource
 from export_pipeline.vault.seal import seal, unseal
 
 _LOCAL_PART, _LOCAL_UPLOADS = 8 * 1024 * 1024, 12
@@ -79,11 +78,13 @@ class StoredObject:
         key: Its name in the store.
         url: Where it lies, for people who look after the store.
         size: Bytes as stored.
+        sealed_for: The public key of ours that it is sealed for.
     """
 
     key: str
     url: str
     size: int
+    sealed_for: str
 
 
 class Vault:
@@ -91,19 +92,19 @@ class Vault:
 
     Args:
         url: ``file:///folder`` or ``s3://bucket/prefix``.
-        key_file: The installation's keys; read when first needed, and without them nothing is stored or read.
+        keys: Our keys, or their file; asked for every object, and without them nothing is stored or read.
         lasting: Whether a stored object must survive a power cut; what a run can make again need not.
     """
 
-    def __init__(self, url: str, key_file: Path, *, lasting: bool = True) -> None:
+    def __init__(self, url: str, keys: Path | KeySource, *, lasting: bool = True) -> None:
         self._lasting = lasting
         self._url = url.rstrip("/")
-        self._key_file = key_file
+        self._keys = KeyFile(keys) if isinstance(keys, Path) else keys
         self._folder = Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
 
-    @cached_property
+    @property
     def _ring(self) -> KeyRing:
-        return keys.load(self._key_file)
+        return self._keys.ring()
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -117,6 +118,7 @@ class Vault:
             VaultError: `key` is not a name of ours.
             BaseException: Whatever `chunks` raised, unchanged; then nothing is left behind.
         """
+        ring = self._ring
         part, uploads = (_LOCAL_PART, _LOCAL_UPLOADS) if self._folder else (_REMOTE_PART, _REMOTE_UPLOADS)
         writer = _guard(
             lambda: obstore.open_writer(self._store, _checked(key), buffer_size=part, max_concurrency=uploads)
@@ -128,7 +130,7 @@ class Vault:
             size += _guard(writer.write, data)
 
         try:
-            seal(chunks, self._ring, write)
+            seal(chunks, ring, write)
             _guard(writer.flush)
         except BaseException as error:
             # Leaving by an error aborts the upload. The first error is the one to tell.
@@ -138,7 +140,7 @@ class Vault:
         _guard(writer.close)
         if self._folder and self._lasting:
             _guard(_settle, self._folder / key, self._folder)
-        return StoredObject(key=key, url=f"{self._url}/{key}", size=size)
+        return StoredObject(key=key, url=f"{self._url}/{key}", size=size, sealed_for=str(ring.recipient))
 
     def open(self, key: str) -> Iterator[bytes]:
         """Read an object back, decrypted, in chunks.

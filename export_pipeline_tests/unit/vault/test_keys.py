@@ -6,11 +6,14 @@ import os
 import threading
 from pathlib import Path
 
+import pyrage
 import pytest
 from pyrage import x25519
 
-from export_pipeline.errors import KeyUnusable
+from export_pipeline.errors import KeyUnusable, SealBroken
 from export_pipeline.vault import keys
+from export_pipeline.vault.seal import seal, unseal
+from export_pipeline.vault.store import Vault
 
 as_root = os.geteuid() == 0
 
@@ -181,3 +184,134 @@ def test_a_ring_does_not_show_its_secrets(file: Path) -> None:
     keys.create(file)
     ring = keys.load(file)
     assert "SECRET" not in f"{ring} {ring!r} {ring.recipient}"
+
+
+# --- rotation
+
+
+def test_rotation_adds_a_first_key_and_keeps_every_line(file: Path) -> None:
+    keys.create(file)
+    before, old = file.read_text(), keys.load(file)
+    public_key = keys.rotate(file)
+    ring = keys.load(file)
+    assert public_key == str(ring.recipient) != str(old.recipient)
+    assert [str(identity) for identity in ring.identities[1:]] == [str(identity) for identity in old.identities]
+    assert file.read_text().endswith(before)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in file.parent.iterdir() if path.suffix != ".lock"] == ["age.txt"]
+
+
+def test_what_the_old_key_sealed_opens_after_rotation(file: Path, tmp_path: Path) -> None:
+    """Also in a process that has read the old file: it notices."""
+    keys.create(file)
+    vault = Vault((tmp_path / "store").as_uri(), file)
+    first = vault.store("a", [b"old"])
+    public_key = keys.rotate(file)
+    second = vault.store("b", [b"new"])
+    assert (first.sealed_for, second.sealed_for) == (str(keys.load(file).identities[1].to_public()), public_key)
+    assert b"".join(vault.open("a")) == b"old"
+    # The new file is for the new key alone.
+    file.write_text(f"{keys.load(file).identities[0]}\n")
+    assert b"".join(vault.open("b")) == b"new"
+    with pytest.raises(SealBroken, match="not sealed for any of"):
+        list(vault.open("a"))
+
+
+def test_threads_that_rotate_at_once_lose_no_key(file: Path) -> None:
+    keys.create(file)
+    source, made = keys.KeyFile(file), []
+    rings: list[keys.KeyRing] = []
+    barrier = threading.Barrier(6)
+
+    def rotate() -> None:
+        barrier.wait()
+        made.append(keys.rotate(file))
+        rings.append(source.ring())
+
+    threads = [threading.Thread(target=rotate) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {str(identity.to_public()) for identity in keys.load(file).identities} > set(made)
+    assert len(set(made)) == len(rings) == 6
+    assert len(source.ring().identities) == 7
+
+
+def test_a_file_that_went_away_is_not_used_from_memory(file: Path) -> None:
+    keys.create(file)
+    source = keys.KeyFile(file)
+    source.ring()
+    file.unlink()
+    with pytest.raises(KeyUnusable, match="does not exist"):
+        source.ring()
+
+
+def test_an_unchanged_file_is_read_once(file: Path) -> None:
+    keys.create(file)
+    source = keys.KeyFile(file)
+    assert source.ring() is source.ring()
+
+
+def test_a_damaged_file_is_not_rotated(file: Path) -> None:
+    write(file, f"{x25519.Identity.generate()}\nnonsense\n")
+    before = file.read_bytes()
+    with pytest.raises(KeyUnusable, match="damaged key"):
+        keys.rotate(file)
+    assert file.read_bytes() == before
+
+
+def test_an_absent_file_is_not_made_by_rotation(file: Path) -> None:
+    with pytest.raises(KeyUnusable, match="does not exist"):
+        keys.rotate(file)
+    assert not file.parent.exists()
+
+
+@pytest.mark.skipif(not as_root, reason="only root can give files away")
+def test_a_file_stays_with_its_account_when_root_rotates(file: Path) -> None:
+    keys.create(file)
+    os.chown(file, 12345, 12345)
+    keys.rotate(file)
+    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 12345)
+
+
+def test_facts_tell_public_keys_and_when_they_were_made(file: Path) -> None:
+    old = x25519.Identity.generate()
+    write(file, f"# somebody's own comment\n# created: yesterday\n{old}\n")
+    keys.rotate(file)
+    new, kept = keys.facts(file)
+    assert new.created is not None
+    assert new.created.tzinfo is not None
+    assert (kept.public_key, kept.created, kept.wrapped) == (str(old.to_public()), None, False)
+    assert "SECRET" not in f"{new}{kept}"
+
+
+# --- from the environment
+
+
+@pytest.mark.parametrize("between", ["\n", " ", ",", ", ", "\r\n", "\n# a comment, with words\n"])
+def test_keys_of_the_environment(between: str) -> None:
+    identities = [x25519.Identity.generate() for _ in range(2)]
+    source = keys.EnvironmentKeys(between.join(map(str, identities)))
+    assert [str(identity) for identity in source.ring().identities] == [str(identity) for identity in identities]
+    assert "SECRET" not in repr(source)
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment", "age1qqq", "AGE-SECRET-KEY-1QQ"])
+def test_unusable_keys_of_the_environment_name_the_setting(text: str) -> None:
+    with pytest.raises(KeyUnusable, match="EXPORT_PIPELINE_KEYS holds"):
+        keys.EnvironmentKeys(text).ring()
+
+
+# --- of one run
+
+
+def test_keys_of_a_run_are_for_it_and_others_alone() -> None:
+    other = x25519.Identity.generate()
+    ring = keys.RunKeys(other.to_public()).ring()
+    sealed = bytearray()
+    seal([b"text"], ring, sealed.extend)
+    assert pyrage.decrypt(bytes(sealed), [other]) == b"text"
+    assert b"".join(unseal([bytes(sealed)], ring)) == b"text"
+    with pytest.raises(SealBroken):
+        list(unseal([bytes(sealed)], keys.RunKeys().ring()))
