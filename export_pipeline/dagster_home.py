@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import SecretStr
@@ -26,6 +27,8 @@ _WARM = {
         "config": {},
     },
 }
+#: A run that is launched and not begun for so long counts as lost. It may wait at the broker while a worker is away.
+_CELERY_START_TIMEOUT_S = 900
 #: The kernel's limit for the path of a Unix socket, on Linux and macOS.
 _SOCKET_PATH_MAX = 103
 
@@ -67,11 +70,7 @@ def write(settings: Settings) -> CodeServer:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     shipped = resources.files("export_pipeline") / "defs" / "dagster.yaml"
     instance = yaml.safe_load(shipped.read_text(encoding="utf-8"))
-    if settings.launcher == "warm":
-        instance |= _WARM
-        del instance["concurrency"]
-    else:
-        instance["concurrency"]["runs"]["max_concurrent_runs"] = settings.max_concurrent_runs
+    _launch_by(settings, instance)
     _write(home / "dagster.yaml", yaml.safe_dump(instance, sort_keys=False))
     socket = _socket(home)
     location = {"grpc_server": {"socket": str(socket), "location_name": "export_pipeline"}}
@@ -79,6 +78,25 @@ def write(settings: Settings) -> CodeServer:
     command = [sys.executable, "-m", "dagster", "api", "grpc", "--socket", str(socket), "--module-name", MODULE]
     command += ["--use-python-environment-entry-point", "--location-name", "export_pipeline"]
     return CodeServer(command=command, socket=socket, workspace=home / "workspace.yaml")
+
+
+def _launch_by(settings: Settings, instance: dict[str, Any]) -> None:
+    limit = {"max_concurrent_runs": settings.max_concurrent_runs}
+    if settings.launcher == "default":
+        instance["concurrency"]["runs"] |= limit
+        return
+    del instance["concurrency"]
+    if settings.launcher == "warm":
+        instance |= _WARM
+        return
+    instance["run_launcher"] = {"module": "export_pipeline.defs.celery_launcher", "class": "BrokerRunLauncher"}
+    # Dagster's own queue: only what a worker can soon begin goes to the broker.
+    instance["run_coordinator"] = {
+        "module": "dagster.core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": {"dequeue_interval_seconds": 1, **limit},
+    }
+    instance["run_monitoring"]["start_timeout_seconds"] = _CELERY_START_TIMEOUT_S
 
 
 def _text(value: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export_pipeline.errors import ConfigurationError
@@ -69,8 +69,22 @@ class Settings(BaseSettings):
     )
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard.")
     ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
-    launcher: Literal["warm", "default"] = Field(
-        "warm", description="How runs get a process: `warm` workers that wait for them, or Dagster's `default`."
+    launcher: Literal["warm", "default", "celery"] = Field(
+        "warm",
+        description="How runs get a process: `warm` workers that wait for them, `celery` workers that get them from a "
+        "broker, or Dagster's `default`.",
+    )
+    broker_url: SecretStr | None = Field(
+        None,
+        validate_default=True,
+        description="The broker between `celery` launcher and workers: redis:// or rediss://, with its password.",
+    )
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="Runs at the same time on this machine, for `warm` and `celery`; unset means as many as runs may "
+        "go on at all, 0 none.",
     )
     recycle_after: int = Field(
         200, ge=0, description="Runs after which a warm worker is started afresh; 1 gives each its own, 0 means never."
@@ -82,7 +96,15 @@ class Settings(BaseSettings):
         1000, ge=1, description="Export requests that an operator or a schedule may make in 24 hours."
     )
     max_attempts: int = Field(3, ge=1, le=100, description="Runs that a request gets before it fails.")
-    max_concurrent_runs: int = Field(2, ge=1, le=1000, description="Export runs at the same time.")
+    max_concurrent_runs: int = Field(
+        2, ge=1, le=1000, description="Export runs at the same time, on all machines together."
+    )
+    keep_runs_days: int = Field(
+        14, ge=1, description="Days after the end of a request in which Dagster keeps its runs and partition."
+    )
+    keep_partitions: int = Field(
+        2000, ge=1, description="Partitions that Dagster keeps, the newest; with more its UI becomes slow."
+    )
     keep_runs_days: int = Field(
         14, ge=1, description="Days after the end of a request in which Dagster keeps its runs and partition."
     )
@@ -127,6 +149,18 @@ class Settings(BaseSettings):
             raise ValueError("is not a URL that PostgreSQL understands; %-encode special characters") from None
         return url
 
+    @field_validator("broker_url")
+    @classmethod
+    def _broker(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if url is None or not url.get_secret_value():
+            if info.data.get("launcher") == "celery":
+                raise ValueError("the launcher celery needs it")
+            return None
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
+            raise ValueError("must be redis://host or rediss://host")
+        return url
+
     @field_validator("storage_url")
     @classmethod
     def _known_store(cls, url: str | None) -> str | None:
@@ -141,6 +175,11 @@ class Settings(BaseSettings):
         if self.keys is not None and (self.key_file is not None or self.kms_key_id is not None):
             raise ValueError("EXPORT_PIPELINE_KEYS excludes EXPORT_PIPELINE_KEY_FILE and EXPORT_PIPELINE_KMS_KEY_ID")
         return self
+
+    @property
+    def local_workers(self) -> int:
+        """Runs at the same time on this machine."""
+        return self.max_concurrent_runs if self.workers is None else self.workers
 
     @property
     def embedded(self) -> bool:

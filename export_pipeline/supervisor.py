@@ -1,4 +1,4 @@
-"""Starts everything and keeps it running: code server, daemon and web server of Dagster, on our database.
+"""Starts everything and keeps it running: code server, daemon and web server of Dagster, on our database, and workers.
 
 Children run in sessions of their own, so Ctrl-C of the terminal reaches only us and we end them in order; on Linux the
 kernel ends them when we are killed. One that dies is started again. What they print goes to files in the state folder.
@@ -7,7 +7,8 @@ kernel ends them when we are killed. One that dies is started again. What they p
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import hashlib
+import importlib.util
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from urllib.request import urlopen
 from export_pipeline import dagster_home, wiring
 from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.file_lock import FileLock
+from export_pipeline.parent import end_with_parent
 from export_pipeline.settings import Settings
 
 #: Dagster's daemon, with sensors that are woken.
@@ -37,8 +39,7 @@ _WATCH_S = 0.5
 _RESTART_WAIT_S = 2.0
 _LOG_MAX = 10_000_000  # bytes
 _HOST = "127.0.0.1"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_CELERY_APP = "export_pipeline.defs.celery_app"
 
 
 @dataclass(kw_only=True)
@@ -61,7 +62,7 @@ class Stack:
     """Everything that runs.
 
     Attributes:
-        ui_url: Address of the Dagster UI.
+        ui_url: Address of the Dagster UI; empty where only workers run.
         log_folder: Where the processes write what they print.
         services: Our own connection, which also keeps an embedded server running.
     """
@@ -109,7 +110,7 @@ class Stack:
                 stderr=subprocess.STDOUT,
                 env=self._environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if _LIBC else None,  # noqa: PLW1509 - one call of a loaded library
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of a loaded library
             )
 
     def stop(self) -> None:
@@ -144,28 +145,66 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
     with ExitStack() as held:
         held.enter_context(_alone(settings))
         say("Starting the database")
-        services = held.enter_context(wiring.connect(settings))
         port = _free_port(settings.ui_port)
-        stack = Stack(ui_url=f"http://{_HOST}:{port}", log_folder=settings.home / "logs", services=services)
-        stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        code_server = dagster_home.write(settings)
-        stack._environment = {**os.environ, **dagster_home.environment(settings)}
-        held.callback(stack.stop)
+        stack, code_server = _prepare(settings, held, ui_url=f"http://{_HOST}:{port}")
         workspace = ["-w", str(code_server.workspace)]
         say("Starting Dagster's code server")
         _add(stack, "code-server", code_server.command)
         _wait(stack, "code-server", lambda: _accepts(code_server.socket))
         _add(stack, "daemon", [*DAEMON, *workspace])
-        if settings.launcher == "warm":
-            for number in range(settings.max_concurrent_runs):
-                worker = [sys.executable, "-m", "export_pipeline.defs.worker"]
-                _add(stack, f"worker-{number + 1}", [*worker, "--recycle-after", str(settings.recycle_after)])
+        _add_workers(stack, settings)
         _add(stack, "webserver", [_script("dagster-webserver"), "-h", _HOST, "-p", str(port), *workspace])
         say("Starting Dagster's daemon and web server")
         _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/server_info"))
-        watcher = threading.Thread(target=stack.watch, name="supervisor", daemon=True)
-        watcher.start()
+        _watch(stack)
         yield stack
+
+
+@contextlib.contextmanager
+def start_workers(settings: Settings) -> Iterator[Stack]:
+    """Start only run workers, for a system whose `start` is on another machine, and stop them at the end of the block.
+
+    Raises:
+        ConfigurationError: Already running for this state folder, or something that all machines share is not set.
+        ExportPipelineError: Database or keys cannot be used.
+    """
+    _require_shared(settings)
+    with ExitStack() as held:
+        held.enter_context(_alone(settings))
+        stack, _ = _prepare(settings, held, ui_url="")
+        stack.services.vault().require_key()
+        _add_workers(stack, settings)
+        _watch(stack)
+        yield stack
+
+
+def _require_shared(settings: Settings) -> None:
+    if settings.launcher == "default":
+        raise ConfigurationError(
+            "Dagster's default launcher has no workers.", hint="Set EXPORT_PIPELINE_LAUNCHER to warm or celery."
+        )
+    if settings.local_workers == 0:
+        raise ConfigurationError("There are no workers to start.", hint="Set EXPORT_PIPELINE_WORKERS.")
+    for name in ("database_url", "storage_url"):
+        if getattr(settings, name) is None:
+            raise ConfigurationError(
+                f"A worker needs the same EXPORT_PIPELINE_{name.upper()} as the system that it works for.",
+                hint="Its default is of one machine only.",
+            )
+
+
+def _prepare(settings: Settings, held: ExitStack, *, ui_url: str) -> tuple[Stack, dagster_home.CodeServer]:
+    services = held.enter_context(wiring.connect(settings))
+    stack = Stack(ui_url=ui_url, log_folder=settings.home / "logs", services=services)
+    stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    code_server = dagster_home.write(settings)
+    stack._environment = {**os.environ, **dagster_home.environment(settings)}
+    held.callback(stack.stop)
+    return stack, code_server
+
+
+def _watch(stack: Stack) -> None:
+    threading.Thread(target=stack.watch, name="supervisor", daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -197,6 +236,33 @@ def _alone(settings: Settings) -> Iterator[None]:
         yield
 
 
+def _add_workers(stack: Stack, settings: Settings) -> None:
+    if settings.launcher == "warm":
+        for number in range(settings.local_workers):
+            worker = [sys.executable, "-m", "export_pipeline.defs.worker"]
+            _add(stack, f"worker-{number + 1}", [*worker, "--recycle-after", str(settings.recycle_after)])
+    elif settings.launcher == "celery":
+        _require_celery()
+        if settings.local_workers:
+            _add(stack, "worker", _celery_worker(settings))
+
+
+def _require_celery() -> None:
+    if importlib.util.find_spec("dagster_celery") is None:
+        raise ConfigurationError("Celery is not installed.", hint="Install the extra: pip install '.[celery]'.")
+
+
+def _celery_worker(settings: Settings) -> list[str]:
+    """One process that takes runs from the broker, and as many that execute them."""
+    # The broker tells workers apart by their names, and two may be on one machine.
+    name = hashlib.sha256(os.fsencode(settings.home)).hexdigest()[:8]
+    command = [sys.executable, "-m", "celery", "-A", _CELERY_APP, "worker", "--queues", "dagster"]
+    command += ["--hostname", f"export-{name}@%h", "--concurrency", str(settings.local_workers)]
+    if settings.recycle_after:
+        command += ["--max-tasks-per-child", str(settings.recycle_after)]
+    return [*command, "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
+
+
 def _add(stack: Stack, name: str, command: list[str]) -> None:
     child = Child(name=name, command=command)
     stack._children.append(child)
@@ -224,11 +290,6 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _die_with_parent() -> None:
-    if _LIBC:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _script(name: str) -> str:

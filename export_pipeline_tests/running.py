@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -15,11 +19,23 @@ from export_pipeline.db.watch import ended, follow
 from export_pipeline.delivery import deliver
 from export_pipeline.models import Actor, ExportRequest
 from export_pipeline.supervisor import Stack
+from export_pipeline_tests import servers
 
 #: Far above what a run takes here; a test that needs it has failed.
 PATIENCE_S = 150.0
 FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
 TESTER = Actor(id="tester")
+
+
+@contextmanager
+def launcher_under_test(folder: Path) -> Iterator[dict[str, str]]:
+    """Settings of the launcher that `EXPORT_PIPELINE_LAUNCHER` names; the same tests must pass with every one."""
+    launcher = os.environ.get("EXPORT_PIPELINE_LAUNCHER", "warm")
+    if launcher != "celery":
+        yield {"launcher": launcher}
+        return
+    with servers.broker(folder) as broker:
+        yield {"launcher": launcher, "broker_url": broker.url}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,20 @@ def up(as_json: AsJson = False) -> None:
                 console.print("Stopping.")
 
 
+def worker(as_json: AsJson = False) -> None:
+    """Run only workers on this machine until Ctrl-C, for a system whose `up` runs on another one."""
+    chosen = settings.load()
+    with supervisor.stop_on_signals() as stopped, supervisor.start_workers(chosen) as stack:
+        if as_json:
+            print_json({"launcher": chosen.launcher, "workers": chosen.local_workers, "logs": stack.log_folder})
+        else:
+            console.print(f"{chosen.local_workers} runs at a time ({chosen.launcher}). Logs: {stack.log_folder}")
+            console.print("Stop it with Ctrl-C.")
+        stopped.wait()
+        if not as_json:
+            console.print("Stopping.")
+
+
 def migrate(as_json: AsJson = False) -> None:
     """Bring our tables to the newest version, and make the first key."""
     chosen = settings.load()
@@ -84,7 +98,7 @@ def doctor(as_json: AsJson = False) -> None:
         raise ExportPipelineError(f"Not ready: {', '.join(bad)}.")
 
 
-COMMANDS = (demo, up, migrate, doctor)
+COMMANDS = (demo, up, worker, migrate, doctor)
 
 
 def _progress(quiet: bool) -> Progress:

@@ -15,10 +15,20 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
 from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, SensorDaemon
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import unpack_value
 from dagster._utils.interrupts import capture_interrupts
 from dagster_postgres import PostgresEventLogStorage
 
-__all__ = ["WaitingEvent", "capture_interrupts", "execute_run", "insert_events", "run_daemons", "share_pool"]
+__all__ = [
+    "WaitingEvent",
+    "capture_interrupts",
+    "execute_run",
+    "insert_events",
+    "run_daemons",
+    "run_to_execute",
+    "share_pool",
+]
 
 _POOL_SIZE = 2
 _MAX_OVERFLOW = 20
@@ -27,6 +37,11 @@ _MAX_OVERFLOW = 20
 def execute_run(instance: dg.DagsterInstance, run_id: str) -> None:
     """Execute a launched run in this process: what `dagster api execute_run` does after its imports."""
     _execute_run_command_body(run_id, instance, lambda _event: None, set_exit_code_on_failure=False)
+
+
+def run_to_execute(arguments: Any) -> str:
+    """The id of the run that `CeleryRunLauncher` put into a message."""
+    return unpack_value(arguments, as_type=ExecuteRunArgs).run_id
 
 
 def share_pool(url: str, *storages: object) -> None:

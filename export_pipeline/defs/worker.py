@@ -1,6 +1,6 @@
 """A warm worker: imports everything once, then executes one run after the other.
 
-Started by `export-pipeline up`, as many as runs may go on at the same time: ``python -m export_pipeline.defs.worker``.
+Started by `export-pipeline up` and `export-pipeline worker`: ``python -m export_pipeline.defs.worker``.
 A run that brings its process down takes nothing else with it; the process is started again.
 """
 
@@ -14,10 +14,9 @@ import dagster as dg
 from export_pipeline.db.run_queue import RunQueue, Seat
 from export_pipeline.defs.internals import capture_interrupts, execute_run
 from export_pipeline.defs.process import services
-from export_pipeline.defs.storage import BufferedEventLogStorage
+from export_pipeline.defs.warm import NOT_BEGUN, begin_buffering, load_definitions
 
 _IDLE_S = 5.0
-_NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
 class Worker:
@@ -56,7 +55,7 @@ class Worker:
 
     def _execute(self, run_id: str) -> None:
         run = self._instance.get_run_by_id(run_id)
-        if run is not None and run.status in _NOT_BEGUN:
+        if run is not None and run.status in NOT_BEGUN:
             self._current = run_id
             try:
                 with capture_interrupts():
@@ -83,12 +82,9 @@ def main() -> None:
     # by which we are asked to end, for the wish to cancel the run: that signal is kept for a thread that waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    from export_pipeline.definitions import defs
-
-    defs.get_repository_def().get_job("export_user_data")
+    load_definitions()
     with dg.DagsterInstance.get() as instance:
-        if isinstance(instance.event_log_storage, BufferedEventLogStorage):
-            instance.event_log_storage.begin_buffering()
+        begin_buffering(instance)
         worker = Worker(instance, recycle_after=options.recycle_after)
         threading.Thread(target=_stop_on_sigterm, args=[worker], name="stop", daemon=True).start()
         worker.serve()

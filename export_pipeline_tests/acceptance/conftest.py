@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from export_pipeline import supervisor, wiring
 from export_pipeline.settings import Settings
 from export_pipeline_tests.conftest import database_url
-from export_pipeline_tests.running import Running
+from export_pipeline_tests.running import Running, launcher_under_test
 
 #: What the source refuses while it is read: the view shows its rows to `count`, and fails to give their values.
 _BROKEN = "CREATE VIEW broken AS SELECT user_id, 1 / (length(user_id) - length(user_id)) AS value FROM users"
@@ -24,15 +24,15 @@ def running(server_url: str, sample_template: str, tmp_path_factory: pytest.Temp
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE acceptance TEMPLATE {sample_template}")
     url = database_url(server_url, "acceptance")
-    settings = Settings(
-        _env_file=None,
-        home=tmp_path_factory.mktemp("home"),
-        database_url=SecretStr(url),
-        ui_port=0,
-        launcher=os.environ.get("EXPORT_PIPELINE_LAUNCHER", "warm"),
-    )
-    wiring.make_keys(settings)
     with psycopg.connect(url) as connection:
         connection.execute(_BROKEN)
-    with supervisor.start(settings) as stack:
-        yield Running(stack=stack)
+    with ExitStack() as held:
+        settings = Settings(
+            _env_file=None,
+            home=tmp_path_factory.mktemp("home"),
+            database_url=SecretStr(url),
+            ui_port=0,
+            **held.enter_context(launcher_under_test(tmp_path_factory.mktemp("broker"))),
+        )
+        wiring.make_keys(settings)
+        yield Running(stack=held.enter_context(supervisor.start(settings)))

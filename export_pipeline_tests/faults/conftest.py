@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
 from export_pipeline import demo, supervisor
 from export_pipeline.settings import Settings
-from export_pipeline_tests.running import Running
+from export_pipeline_tests.running import Running, launcher_under_test
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Patient with locks: tests hold a run in the middle by locking a table that it reads."""
-    return Settings(
-        _env_file=None,
-        home=tmp_path_factory.mktemp("faults"),
-        ui_port=0,
-        source_lock_timeout_s=120,
-        # The same tests must pass with every launcher.
-        launcher=os.environ.get("EXPORT_PIPELINE_LAUNCHER", "warm"),
-    )
+    with launcher_under_test(tmp_path_factory.mktemp("broker")) as launcher:
+        yield Settings(
+            _env_file=None,
+            home=tmp_path_factory.mktemp("faults"),
+            ui_port=0,
+            source_lock_timeout_s=120,
+            **launcher,
+        )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,21 @@
+"""What a process that executes one run after the other does once: import everything, hold Dagster's instance."""
+
+import dagster as dg
+
+from export_pipeline.defs.storage import BufferedEventLogStorage
+
+#: A run that has another status was begun by somebody, and must not be begun again.
+NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+
+
+def load_definitions() -> None:
+    """Import all that a run needs; touches no server."""
+    from export_pipeline.definitions import defs
+
+    defs.get_repository_def().get_job("export_user_data")
+
+
+def begin_buffering(instance: dg.DagsterInstance) -> None:
+    """Write the events of a step together from now on."""
+    if isinstance(instance.event_log_storage, BufferedEventLogStorage):
+        instance.event_log_storage.begin_buffering()

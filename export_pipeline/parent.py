@@ -1,0 +1,21 @@
+"""A process that ends with the one that started it, also when that one is killed; only Linux can do this."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+# Loaded before any fork: a child may call it and do nothing else.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to send us a signal when the thread that started us is gone.
+
+    Args:
+        number: The signal.
+    """
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number)
