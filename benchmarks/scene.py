@@ -10,6 +10,7 @@ import psycopg
 
 from benchmarks import heavy_user
 from export_pipeline import embedded, wiring
+from export_pipeline.file_lock import FileLock
 from export_pipeline.models import Actor, DataTypeConfig
 from export_pipeline.settings import Settings
 from export_pipeline.wiring import Services
@@ -25,8 +26,12 @@ def settings(home: Path) -> Settings:
 
 @contextmanager
 def prepared(home: Path, rows: int) -> Iterator[Services]:
-    """An installation whose source holds a user with `rows` rows, vacuumed and read once; ends with the block."""
-    with _fresh(home) as services:
+    """An installation whose source holds a user with `rows` rows, vacuumed and read once; ends with the block.
+
+    A second benchmark on the same scene waits: it would make our tables anew under the first one.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock.exclusive(home / "benchmarks.lock"), _fresh(home) as services:
         heavy_user.ensure(services.source_url, rows)
         name = heavy_user.data_type(rows)
         config = DataTypeConfig(data_type=name, table_name=f"{heavy_user.SCHEMA}.{name}")
