@@ -7,6 +7,7 @@
     ├── WrongStatus               the request exists, but its status does not allow the action
     ├── RateLimited               too many requests in the last 24 hours
     ├── NotAuthenticated          nobody knows yet who asks
+    ├── IdentityProviderUnavailable   (retryable)
     ├── NotAllowed                the person may not do this
     ├── RunNotEntitled            another run, or a newer attempt, owns the request
     ├── DatabaseError             our own tables
@@ -82,7 +83,29 @@ class RateLimited(ExportPipelineError):
 
 
 class NotAuthenticated(ExportPipelineError):
-    """Nobody knows yet who asks: no token, or one that does not count."""
+    """Nobody knows yet who asks: no token, or one that does not count.
+
+    Args:
+        message: One sentence, without anything of what was shown.
+        hint: What to do about it, or empty.
+        reason: A word for the trail; empty when nothing was shown at all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", reason: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+    @property
+    def challenge(self) -> str:
+        """The header `WWW-Authenticate`."""
+        realm = 'Bearer realm="export-pipeline"'
+        return f'{realm}, error="invalid_token", error_description="{self.message}"' if self.reason else realm
+
+
+class IdentityProviderUnavailable(ExportPipelineError):
+    """Who asks cannot be told now, because the identity provider does not answer."""
+
+    retryable = True
 
 
 class NotAllowed(ExportPipelineError):

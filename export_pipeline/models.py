@@ -68,6 +68,8 @@ class AuditAction(StrEnum):
     DELETED = "export_deleted"
     EXPIRED = "export_expired"
     CONFIGURATION_CHANGED = "configuration_changed"
+    SIGNED_IN = "signed_in"
+    SIGN_IN_REFUSED = "sign_in_refused"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,24 @@ class Settings(BaseSettings):
         None,
         description="Account that runs the embedded server when we are root; unset means postgres or nobody.",
     )
+    local_tokens: bool | None = Field(
+        None,
+        description="Whether tokens of our own and sign-in links count; unset means yes with the embedded database and "
+        "no with one of your own, where an identity provider should say who people are.",
+    )
+    oidc_issuer: str | None = Field(
+        None, description="URL of the OpenID Connect provider whose tokens count, exactly as their `iss`."
+    )
+    oidc_audience: str | None = Field(None, validate_default=True, description="What `aud` of its tokens must hold.")
+    oidc_user_claim: str = Field("sub", description="Claim that is the user id in the exported tables.")
+    oidc_roles_claim: str = Field(
+        "roles", description="Claim with a person's roles; dots lead into objects, as in `realm_access.roles`."
+    )
+    oidc_roles: str = Field(
+        "",
+        description="The provider's names for our roles, as `export-staff=operator,export-admins=admin`; unset means "
+        "that it uses ours.",
+    )
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard.")
     ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
     launcher: Literal["warm", "default", "celery"] = Field(
@@ -180,6 +198,44 @@ class Settings(BaseSettings):
     def local_workers(self) -> int:
         """Runs at the same time on this machine."""
         return self.max_concurrent_runs if self.workers is None else self.workers
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _secure_issuer(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        local = parts.scheme == "http" and parts.hostname in {"localhost", "127.0.0.1", "::1"}
+        if url and not (parts.hostname and (parts.scheme == "https" or local)):
+            raise ValueError("must be https://host, or http:// on this machine")
+        return url or None
+
+    @field_validator("oidc_audience")
+    @classmethod
+    def _whose_audience(cls, audience: str | None, info: ValidationInfo) -> str | None:
+        """Without one, a token that somebody got for another service would count here."""
+        if not audience and info.data.get("oidc_issuer"):
+            raise ValueError("an identity provider needs it")
+        return audience or None
+
+    @field_validator("oidc_roles")
+    @classmethod
+    def _pairs(cls, text: str) -> str:
+        ours = {"subject", "operator", "approver", "auditor", "admin"}
+        for pair in filter(None, text.split(",")):
+            theirs, separator, role = pair.rpartition("=")
+            if not (theirs.strip() and separator and role.strip() in ours):
+                raise ValueError(f"must be pairs name=role, with roles {', '.join(sorted(ours))}")
+        return text
+
+    @property
+    def local_sign_in(self) -> bool:
+        """Whether our own tokens and sign-in links count."""
+        return self.embedded if self.local_tokens is None else self.local_tokens
+
+    @property
+    def oidc_role_names(self) -> dict[str, str]:
+        """The provider's names for roles → ours; empty when it uses ours."""
+        pairs = (pair.rpartition("=") for pair in self.oidc_roles.split(",") if pair)
+        return {theirs.strip(): ours.strip() for theirs, _, ours in pairs}
 
     @property
     def embedded(self) -> bool:

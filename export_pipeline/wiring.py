@@ -15,12 +15,17 @@ from export_pipeline.db.data_types import DataTypeStore
 from export_pipeline.db.migrate import migrate, require_current
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
+from export_pipeline.db.sign_in import SignInStore
 from export_pipeline.db.tickets import TicketStore
 from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
+from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.settings import CsvFormulas, Settings
-from export_pipeline.vault import keys, pseudonyms
+from export_pipeline.sign_in.gatekeeper import Gatekeeper
+from export_pipeline.sign_in.oidc import Provider, Verifier
+from export_pipeline.sign_in.tokens import Issuer
+from export_pipeline.vault import keys, pseudonyms, token_keys
 from export_pipeline.vault.key_service import AwsKms
 from export_pipeline.vault.keys import EnvironmentKeys, KeyFile, KeySource
 from export_pipeline.vault.store import Vault
@@ -61,6 +66,16 @@ class Services:
         """The use cases around a request."""
         limits = Limits(for_oneself=self.settings.requests_per_day, for_others=self.settings.operator_requests_per_day)
         return Intake(self.database, limits=limits, clear=self.clear)
+
+    @cached_property
+    def gatekeeper(self) -> Gatekeeper:
+        """Who asks."""
+        return Gatekeeper(
+            issuer=Issuer(token_key_file(self.settings)),
+            store=SignInStore(self.database),
+            provider=identity_provider(self.settings),
+            local=self.settings.local_sign_in,
+        )
 
     @property
     def source_url(self) -> str:
@@ -186,6 +201,7 @@ def make_keys(settings: Settings) -> None:
         keys.create(key_file(settings), key_service(settings))
     if settings.pseudonym_key_file is None:
         pseudonyms.create(pseudonym_key_file(settings))
+    token_keys.create(token_key_file(settings))
 
 
 def key_source(settings: Settings) -> KeySource:
@@ -208,6 +224,27 @@ def key_file(settings: Settings) -> Path:
 def pseudonym_key_file(settings: Settings) -> Path:
     """Where the secret behind hashed columns is."""
     return settings.pseudonym_key_file or settings.home / "keys" / "pseudonyms.txt"
+
+
+def token_key_file(settings: Settings) -> Path:
+    """Where the keys of our own tokens and of sessions are."""
+    return settings.home / "keys" / "tokens.txt"
+
+
+def identity_provider(settings: Settings) -> Verifier | None:
+    """What checks the tokens of the provider, where there is one."""
+    if settings.oidc_issuer is None:
+        return None
+    names = {theirs: Role(ours) for theirs, ours in settings.oidc_role_names.items()}
+    return Verifier(
+        Provider(
+            issuer=settings.oidc_issuer,
+            audience=settings.oidc_audience or "",
+            user_claim=settings.oidc_user_claim,
+            roles_claim=settings.oidc_roles_claim,
+            role_names=names or {role.value: role for role in Role},
+        )
+    )
 
 
 def storage_url(settings: Settings) -> str:

@@ -1,0 +1,72 @@
+"""Commands that let people in: a token for programs, a link for browsers."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from export_pipeline import settings, wiring
+from export_pipeline.cli.output import AsJson, console, print_json
+from export_pipeline.identity import Principal, Role
+
+_Roles = Annotated[
+    list[Role] | None,
+    typer.Option("--role", help="A role; repeat it for more. Unset means only the person's own data."),
+]
+
+
+def token(
+    user: Annotated[str, typer.Option("--user", "-u", help="Whom the token speaks for.")],
+    roles: _Roles = None,
+    email: Annotated[str | None, typer.Option(help="Where codes for the additional verification go.")] = None,
+    lifetime: Annotated[float, typer.Option(min=0.01, max=8760, help="Hours that the token counts.")] = 12.0,
+    as_json: AsJson = False,
+) -> None:
+    """Print a bearer token of our own; whoever has it is the person that it names."""
+    principal = Principal(id=user, roles=frozenset(roles or [Role.SUBJECT]), email=email)
+    with wiring.connect(settings.load()) as services:
+        made = services.gatekeeper.issue(principal, timedelta(hours=lifetime))
+    if as_json:
+        print_json({"token": made, "user": user, "roles": sorted(principal.roles), "lifetime_s": int(lifetime * 3600)})
+    else:
+        typer.echo(made)
+
+
+def sign_in(
+    user: Annotated[
+        str | None, typer.Option("--user", "-u", help="Who signs in; unset means the name of the account.")
+    ] = None,
+    roles: Annotated[
+        list[Role] | None, typer.Option("--role", help="A role; repeat it for more. Unset means every role.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a link that signs a browser in, once, within 15 minutes; needs `up`."""
+    chosen = settings.load()
+    with wiring.connect(chosen) as services:
+        link = services.gatekeeper.link(f"http://127.0.0.1:{chosen.ui_port}", somebody(user, roles))
+    if as_json:
+        print_json({"sign_in_url": link})
+    else:
+        typer.echo(link)
+
+
+def somebody(user: str | None = None, roles: list[Role] | None = None) -> Principal:
+    """Whoever sits at this terminal: they have the keys already, so every role adds nothing."""
+    return Principal(id=user or getpass.getuser(), roles=frozenset(roles or Role))
+
+
+def print_link(services: wiring.Services, address: str) -> None:
+    """Print a sign-in link for whoever started the system, or how to make signing in possible."""
+    if services.settings.local_sign_in:
+        # Whole, on a line of its own: a link that a terminal breaks can't be followed.
+        console.print("Sign in     ", end="")
+        typer.echo(services.gatekeeper.link(address, somebody()))
+    elif not services.gatekeeper.open:
+        console.print("Sign in     closed: set EXPORT_PIPELINE_OIDC_ISSUER, or EXPORT_PIPELINE_LOCAL_TOKENS=true")
+
+
+COMMANDS = (token, sign_in)

@@ -1,0 +1,213 @@
+"""Who is asking? One answer for every door that speaks HTTP: the API, its web pages, and the Dagster UI.
+
+A bearer token counts anywhere. The cookie of a session counts too, with a second look at what changes something: a
+browser sends cookies along with whatever a page of somebody else's makes it send, and other programs on this machine
+share our cookies, because those know no ports. So a changing call must come from a page of ours.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+import jwt
+
+from export_pipeline.db.sign_in import SignInStore
+from export_pipeline.errors import ConfigurationError, NotAuthenticated
+from export_pipeline.identity import Principal
+from export_pipeline.models import Actor
+from export_pipeline.sign_in.oidc import Verifier
+from export_pipeline.sign_in.refusals import Refusals
+from export_pipeline.sign_in.tokens import ISSUER, LIFETIME, Audience, Issuer
+
+LINK_LIFETIME = timedelta(minutes=15)
+COOKIE = "export_pipeline_session"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_MAX_TOKEN = 16_384  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What of an HTTP request tells who asks.
+
+    Attributes:
+        changes: Whether it may change something, so that a cookie alone does not do.
+        headers: By their names in small letters.
+        ip_address: Where it comes from.
+    """
+
+    changes: bool
+    headers: Mapping[str, str] = field(repr=False)
+    ip_address: str | None = None
+
+    @property
+    def actor(self) -> Actor:
+        """For the trail, while it is not known who asks."""
+        return Actor(
+            id="unknown",
+            ip_address=self.ip_address,
+            user_agent=self.headers.get("user-agent"),
+        )
+
+
+def changes(method: str) -> bool:
+    """Whether requests of this method may change something."""
+    return method.upper() not in _SAFE
+
+
+class Gatekeeper:
+    """Tells who asks.
+
+    Args:
+        issuer: Our own tokens, and sessions.
+        store: Codes of sign-in links, and the trail.
+        provider: Checks the tokens of an identity provider, where there is one.
+        local: Whether our own bearer tokens and sign-in links count.
+    """
+
+    def __init__(
+        self,
+        *,
+        issuer: Issuer,
+        store: SignInStore,
+        provider: Verifier | None = None,
+        local: bool = False,
+    ) -> None:
+        self._issuer = issuer
+        self._store = store
+        self._provider = provider
+        self._local = local
+        self._refusals = Refusals(store)
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody can sign in at all."""
+        return self._local or self._provider is not None
+
+    def admit(self, asking: Asking) -> Principal:
+        """Tell who asks. May ask the provider and write to the trail: not for the event loop's thread.
+
+        Raises:
+            NotAuthenticated: Nobody that we know; what was shown and did not count stands in the trail.
+            IdentityProviderUnavailable: It cannot be told now.
+        """
+        try:
+            return self._admit(asking)
+        except NotAuthenticated as refused:
+            if refused.reason:
+                self._refusals.record(asking.actor, refused.reason)
+            raise
+
+    def open_session(self, principal: Principal) -> str:
+        """Make the value of a session's cookie."""
+        return self._issuer.issue(principal, audience=Audience.SESSION)
+
+    def issue(self, principal: Principal, lifetime: timedelta) -> str:
+        """Make a bearer token of our own.
+
+        Raises:
+            ConfigurationError: They do not count here.
+        """
+        self._require_local()
+        return self._issuer.issue(principal, lifetime=lifetime)
+
+    def link(self, address: str, principal: Principal) -> str:
+        """Make a link that signs a browser in, once.
+
+        Args:
+            address: Of the server that it leads to.
+            principal: Whom it signs in.
+
+        Raises:
+            ConfigurationError: Sign-in links do not count here.
+        """
+        self._require_local()
+        return f"{address}/sign-in?code={self._store.make_code(principal, LINK_LIFETIME)}"
+
+    def redeem(self, code: str, asking: Asking) -> Principal:
+        """Take the code of a sign-in link; it counts once.
+
+        Raises:
+            NotAuthenticated: It does not count (any more).
+        """
+        principal = self._store.redeem(code, asking.actor) if self._local else None
+        if principal is None:
+            self._refusals.record(asking.actor, "sign_in_code")
+            raise NotAuthenticated(
+                "This sign-in link does not count any more.",
+                hint=_HINT,
+                reason="sign_in_code",
+            )
+        return principal
+
+    def _require_local(self) -> None:
+        if not self._local:
+            raise ConfigurationError(
+                "Tokens of our own and sign-in links do not count with a database of your own.",
+                hint="Let an identity provider say who people are (EXPORT_PIPELINE_OIDC_ISSUER), or allow them by"
+                " EXPORT_PIPELINE_LOCAL_TOKENS=true.",
+            )
+
+    def _admit(self, asking: Asking) -> Principal:
+        kind, _, token = asking.headers.get("authorization", "").partition(" ")
+        if kind:
+            if kind.lower() != "bearer":
+                raise NotAuthenticated(
+                    "Only bearer tokens are accepted.",
+                    hint=_HINT,
+                    reason="wrong_scheme",
+                )
+            return self._by_token(token.strip())
+        session = _cookie(asking.headers.get("cookie", ""))
+        if session is None:
+            raise NotAuthenticated("Nobody is signed in.", hint=_HINT)
+        if asking.changes and not _from_our_page(asking.headers):
+            raise NotAuthenticated(
+                "The call does not come from a page of this server.",
+                reason="foreign_page",
+            )
+        return self._issuer.verify(_short(session), audience=Audience.SESSION)
+
+    def _by_token(self, token: str) -> Principal:
+        issuer = _named_issuer(_short(token))
+        if self._local and issuer == ISSUER:
+            return self._issuer.verify(token)
+        if self._provider is not None and issuer == self._provider.provider.issuer:
+            return self._provider.verify(token)
+        raise NotAuthenticated("The token is by an issuer that is not known here.", reason="wrong_issuer")
+
+
+_HINT = "`export-pipeline sign-in` makes a link, `export-pipeline token` a token; or use your identity provider's."
+SESSION_LIFETIME_S = int(LIFETIME.total_seconds())
+
+
+def _named_issuer(token: str) -> object:
+    """Who a token says that it is by: only chooses who checks it."""
+    try:
+        return jwt.decode(token, options={"verify_signature": False}).get("iss")
+    except jwt.PyJWTError:
+        raise NotAuthenticated("This is not a token that can be read.", reason="malformed") from None
+
+
+def _short(token: str) -> str:
+    if len(token) > _MAX_TOKEN or not token.isascii():
+        raise NotAuthenticated("This is not a token that can be read.", reason="malformed")
+    return token
+
+
+def _cookie(header: str) -> str | None:
+    try:
+        morsel = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return None
+    return morsel.value if morsel and morsel.value else None
+
+
+def _from_our_page(headers: Mapping[str, str]) -> bool:
+    """Browsers name the page's origin with every changing call and every WebSocket; nothing else needs cookies."""
+    origin = urlsplit(headers.get("origin", "")).netloc
+    return bool(origin) and hmac.compare_digest(origin.encode(), headers.get("host", "").encode())

@@ -1,0 +1,211 @@
+"""Tokens of an OpenID Connect provider: found by discovery, checked with the keys that it publishes.
+
+Keys are fetched when a token first needs them, kept for an hour, and fetched again when a token names one that we do
+not know, at most once a minute: strangers can't make us ask. A provider that does not answer is our trouble and not the
+person's (503, never 401); keys that we have go on counting for a day.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import jwt
+
+from export_pipeline.errors import IdentityProviderUnavailable, NotAuthenticated
+from export_pipeline.identity import Principal, Role
+from export_pipeline.sign_in.claims import Claims, refused, subject
+from export_pipeline.sign_in.tokens import LEEWAY_S
+
+#: Kind of key → how it may sign. Only keys with a public half: what anybody can read must not be what signs.
+_ALGORITHMS = {
+    ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    ("EC", "P-256"): ("ES256",),
+    ("EC", "P-384"): ("ES384",),
+    ("EC", "P-521"): ("ES512",),
+    ("OKP", "Ed25519"): ("EdDSA",),
+}
+_ALL = tuple(name for names in _ALGORITHMS.values() for name in names)
+_FRESH_S = timedelta(hours=1).total_seconds()
+_USABLE_S = timedelta(days=1).total_seconds()
+_ASK_AGAIN_S = 60.0
+_ASK_AGAIN_AFTER_FAILURE_S = 5.0
+_TIMEOUT_S = 5.0
+_MAX_ANSWER = 1_000_000  # bytes
+_REQUIRED = ["exp", "iat", "iss", "aud"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """What we know of a provider, as its administrator told us.
+
+    Attributes:
+        issuer: Its URL, exactly as in `iss`.
+        audience: What `aud` must hold.
+        user_claim: The claim that is the user id in our tables.
+        roles_claim: The claim with the roles; dots lead into objects.
+        role_names: Their names at the provider → ours.
+    """
+
+    issuer: str
+    audience: str
+    user_claim: str = "sub"
+    roles_claim: str = "roles"
+    role_names: Mapping[str, Role] = field(default_factory=lambda: {role.value: role for role in Role})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    by_id: Mapping[str | None, Mapping[str, Any]]
+    fetched_at: float
+
+
+class Verifier:
+    """Checks the tokens of one provider.
+
+    Args:
+        provider: Whose.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, provider: Provider, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.provider = provider
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._keys = _Keys(by_id={}, fetched_at=float("-inf"))
+        self._failed_at = float("-inf")
+
+    def verify(self, token: str) -> Principal:
+        """Check a token.
+
+        Raises:
+            NotAuthenticated: It does not count; says why.
+            IdentityProviderUnavailable: The provider's keys are needed and cannot be had.
+        """
+        claims = Claims(self._decode(token))
+        named = claims.texts(self.provider.roles_claim)
+        roles = {self.provider.role_names[name] for name in named if name in self.provider.role_names}
+        return Principal(
+            id=subject(claims, self.provider.user_claim),
+            # Whoever the provider knows may see their own data.
+            roles=frozenset(roles | {Role.SUBJECT}),
+            auth_time=claims.moment("auth_time"),
+            email=None if claims.is_false("email_verified") else claims.text("email"),
+            token_id=claims.text("jti"),
+        )
+
+    def _decode(self, token: str) -> dict[str, Any]:
+        try:
+            header = jwt.get_unverified_header(token)
+            algorithm = header.get("alg")
+            if algorithm not in _ALL:
+                raise jwt.InvalidAlgorithmError
+            key = jwt.PyJWK(dict(self._key(header.get("kid"), algorithm)), algorithm=algorithm)
+            decoded: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self.provider.audience,
+                issuer=self.provider.issuer,
+                leeway=LEEWAY_S,
+                options={"require": _REQUIRED},
+            )
+        except jwt.PyJWTError as error:
+            raise refused(error) from None
+        return decoded
+
+    def _key(self, key_id: str | None, algorithm: str) -> Mapping[str, Any]:
+        key = self._look_up(key_id)
+        if algorithm not in _ALGORITHMS.get((key["kty"], key.get("crv")), ()) or key.get("alg", algorithm) != algorithm:
+            raise jwt.InvalidAlgorithmError
+        return key
+
+    def _look_up(self, key_id: str | None) -> Mapping[str, Any]:
+        if not self._known(key_id) or self._clock() - self._keys.fetched_at > _FRESH_S:
+            with self._lock:
+                self._refresh(key_id)
+        found = self._keys.by_id.get(key_id)
+        if found is None and key_id is None and len(self._keys.by_id) == 1:
+            [found] = self._keys.by_id.values()
+        if found is None:
+            raise NotAuthenticated(
+                "The token is signed by a key that the provider does not have.",
+                reason="unknown_key",
+            )
+        return found
+
+    def _known(self, key_id: str | None) -> bool:
+        return key_id in self._keys.by_id or (key_id is None and bool(self._keys.by_id))
+
+    def _refresh(self, key_id: str | None) -> None:
+        """Fetch the keys again unless that was done a moment ago; the caller holds the lock."""
+        now = self._clock()
+        age = now - self._keys.fetched_at
+        if age < _ASK_AGAIN_S:
+            return
+        try:
+            if now - self._failed_at < _ASK_AGAIN_AFTER_FAILURE_S:
+                raise _unavailable("it did not answer a moment ago")
+            self._keys = _Keys(by_id=_published(self.provider.issuer), fetched_at=now)
+        except IdentityProviderUnavailable:
+            self._failed_at = max(self._failed_at, now)
+            if not self._known(key_id) or age > _USABLE_S:
+                raise
+
+
+def secure(url: str) -> bool:
+    """Whether what a URL gives can't be exchanged on the way: by TLS, or within this machine."""
+    parts = urlsplit(url)
+    local = parts.hostname in {"localhost", "127.0.0.1", "::1"}
+    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and local))
+
+
+def _published(issuer: str) -> dict[str | None, Mapping[str, Any]]:
+    about = _fetch(issuer.rstrip("/") + "/.well-known/openid-configuration")
+    if about.get("issuer") != issuer:
+        raise _unavailable("it calls itself by another name than EXPORT_PIPELINE_OIDC_ISSUER")
+    listed = _fetch(str(about.get("jwks_uri"))).get("keys")
+    usable = [key for key in listed if _signs(key)] if isinstance(listed, list) else []
+    if not usable:
+        raise _unavailable("it publishes no key that could sign")
+    return {key.get("kid"): key for key in usable}
+
+
+def _signs(key: Any) -> bool:
+    return (
+        isinstance(key, dict)
+        and key.get("use", "sig") == "sig"
+        and isinstance(key.get("kid"), str | None)
+        and (key.get("kty"), key.get("crv")) in _ALGORITHMS
+    )
+
+
+def _fetch(url: str) -> dict[str, Any]:
+    if not secure(url):
+        raise _unavailable("it names an address that is not https://")
+    try:
+        request = Request(url, headers={"Accept": "application/json"})  # noqa: S310 - `secure` looked at it
+        with urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+            if not secure(response.url):
+                raise _unavailable("it leads to an address that is not https://")
+            answer = json.loads(response.read(_MAX_ANSWER))
+    except (URLError, OSError, ValueError) as error:
+        raise _unavailable(f"it does not answer as it should ({type(error).__name__})") from None
+    if not isinstance(answer, dict):
+        raise _unavailable("it does not answer as it should")
+    return answer
+
+
+def _unavailable(why: str) -> IdentityProviderUnavailable:
+    return IdentityProviderUnavailable(
+        f"The identity provider cannot be used now: {why}.",
+        hint="Check EXPORT_PIPELINE_OIDC_ISSUER, and try again.",
+    )

@@ -1,0 +1,117 @@
+"""Our own tokens: JWT signed by Ed25519. The first line of the key file signs, every line verifies.
+
+There is no shared secret and no second algorithm: a token says which key signed it, never how to check it. One key
+signs two kinds that cannot stand in for each other, because they name different audiences: bearer tokens and the
+sessions of browsers.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from export_pipeline.errors import NotAuthenticated
+from export_pipeline.identity import Principal, Role
+from export_pipeline.sign_in.claims import Claims, refused, subject
+from export_pipeline.vault import token_keys
+
+ISSUER = "export-pipeline"
+LEEWAY_S = 30
+LIFETIME = timedelta(hours=12)
+_ALGORITHM = "EdDSA"
+_REQUIRED = ["exp", "iat", "iss", "aud", "sub", "jti"]
+
+
+class Audience(StrEnum):
+    """What a token of ours is for."""
+
+    BEARER = "export-pipeline"
+    SESSION = "export-pipeline-session"
+
+
+class Issuer:
+    """Makes and checks our own tokens.
+
+    Args:
+        file: Holds the keys; read at each use, so that a rotation counts at once.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def issue(
+        self,
+        principal: Principal,
+        *,
+        audience: Audience = Audience.BEARER,
+        lifetime: timedelta = LIFETIME,
+    ) -> str:
+        """Make a token.
+
+        Args:
+            principal: Whom it speaks for; without `auth_time` the time is now.
+            audience: What it is for.
+            lifetime: How long it counts.
+
+        Raises:
+            KeyUnusable: The key file is absent, readable by others, or damaged.
+        """
+        now = datetime.now(UTC)
+        claims: dict[str, Any] = {
+            "iss": ISSUER,
+            "aud": audience.value,
+            "sub": principal.id,
+            "roles": sorted(principal.roles),
+            "iat": now,
+            "exp": now + lifetime,
+            "jti": secrets.token_urlsafe(16),
+            "auth_time": int((principal.auth_time or now).timestamp()),
+        }
+        if principal.email:
+            claims["email"] = principal.email
+        key = token_keys.read(self._file)[0]
+        return jwt.encode(claims, key.private, algorithm=_ALGORITHM, headers={"kid": key.key_id})
+
+    def verify(self, token: str, *, audience: Audience = Audience.BEARER) -> Principal:
+        """Check a token.
+
+        Raises:
+            NotAuthenticated: It does not count; says why.
+            KeyUnusable: As for `issue`.
+        """
+        claims = Claims(self._decode(token, audience))
+        roles = frozenset(Role(name) for name in claims.texts("roles") if name in set(Role))
+        return Principal(
+            id=subject(claims, "sub"),
+            roles=roles,
+            auth_time=claims.moment("auth_time"),
+            email=claims.text("email"),
+            token_id=claims.text("jti"),
+        )
+
+    def _decode(self, token: str, audience: Audience) -> dict[str, Any]:
+        try:
+            named = jwt.get_unverified_header(token).get("kid")
+            known = [key for key in token_keys.read(self._file) if key.key_id == named]
+            if not known:
+                raise NotAuthenticated(
+                    "The token is signed by a key that is not ours.",
+                    reason="unknown_key",
+                )
+            decoded: dict[str, Any] = jwt.decode(
+                token,
+                known[0].private.public_key(),
+                algorithms=[_ALGORITHM],
+                audience=audience.value,
+                issuer=ISSUER,
+                leeway=LEEWAY_S,
+                options={"require": _REQUIRED},
+            )
+        except jwt.PyJWTError as error:
+            raise refused(error) from None
+        return decoded
