@@ -69,7 +69,7 @@ class Site:
         """Start a command of ours on a new machine, and wait until it says that it is ready."""
         home = self.folder / name
         self.give_keys(home)
-        told = {"home": home, "ui_port": 0, **self.key_settings(home), **settings}
+        told = {"home": home, "ui_port": 0, "api_port": 0, **self.key_settings(home), **settings}
         environment = self.environment | {f"EXPORT_PIPELINE_{key.upper()}": str(value) for key, value in told.items()}
         process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, command, "--json"],
@@ -113,6 +113,7 @@ class Site:
             _env_file=None,
             home=home,
             database_url=SecretStr(self.database_url),
+            local_tokens=True,
             storage_url=self.environment["EXPORT_PIPELINE_STORAGE_URL"],
             **self.key_settings(home),
         )
@@ -139,7 +140,7 @@ def site(folder: Path, **settings: object) -> Iterator[Site]:
         }
         made = Site(
             folder=folder,
-            environment={name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+            environment={name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
             | s3.environment()
             | {f"EXPORT_PIPELINE_{key.upper()}": str(value) for key, value in shared.items()},
             database_url=url,

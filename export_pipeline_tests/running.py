@@ -15,9 +15,12 @@ from urllib.request import Request, urlopen
 import psycopg
 from psycopg import sql
 
+from export_pipeline import wiring
 from export_pipeline.db.watch import ended, follow
 from export_pipeline.delivery import deliver
+from export_pipeline.identity import Principal, Role
 from export_pipeline.models import Actor, ExportRequest
+from export_pipeline.sign_in.tokens import Issuer
 from export_pipeline.supervisor import Stack
 from export_pipeline_tests import servers
 
@@ -25,17 +28,18 @@ from export_pipeline_tests import servers
 PATIENCE_S = 150.0
 FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
 TESTER = Actor(id="tester")
+#: Meant for whole installations only: other tests make settings of their own.
+_LAUNCHER = os.environ.pop("EXPORT_PIPELINE_LAUNCHER", "warm")
 
 
 @contextmanager
 def launcher_under_test(folder: Path) -> Iterator[dict[str, str]]:
     """Settings of the launcher that `EXPORT_PIPELINE_LAUNCHER` names; the same tests must pass with every one."""
-    launcher = os.environ.get("EXPORT_PIPELINE_LAUNCHER", "warm")
-    if launcher != "celery":
-        yield {"launcher": launcher}
+    if _LAUNCHER != "celery":
+        yield {"launcher": _LAUNCHER}
         return
     with servers.broker(folder) as broker:
-        yield {"launcher": launcher, "broker_url": broker.url}
+        yield {"launcher": _LAUNCHER, "broker_url": broker.url}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +73,16 @@ class Running:
         services = self.stack.services
         return b"".join(deliver(services.database, services.vault(), request_id, TESTER).chunks)
 
+    def token(self, *roles: Role, user_id: str = TESTER.id) -> str:
+        """A bearer token of our own."""
+        principal = Principal(id=user_id, roles=frozenset(roles))
+        return Issuer(wiring.token_key_file(self.stack.services.settings)).issue(principal)
+
     def graphql(self, query: str, **variables: object) -> Any:
         """Ask Dagster what its UI would show."""
         body = json.dumps({"query": query, "variables": variables}).encode()
-        request = Request(f"{self.stack.ui_url}/graphql", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token(Role.ADMIN)}"}
+        request = Request(f"{self.stack.ui_url}/graphql", body, headers)
         with urlopen(request, timeout=30) as response:
             answer = json.load(response)
         assert "errors" not in answer, answer
