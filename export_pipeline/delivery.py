@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from export_pipeline.db.pool import Database
@@ -16,6 +18,31 @@ from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.vault.store import Vault
 
 _WITH_FILE = (RequestStatus.COMPLETED, RequestStatus.PARTIAL)
+#: Bytes that are passed over between two signs of life.
+_SIGN_OF_LIFE = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveredFile:
+    """The file of a request, as people get it.
+
+    Attributes:
+        file_name: What to call it; holds the request's id and nothing of the person.
+        media_type: Its MIME type.
+        size: Bytes.
+        sha256: Hex digest.
+        completed_at: Since when it is there.
+        metadata: What it holds.
+        as_stored: Whether people get the sealed object itself, because only they can open it.
+    """
+
+    file_name: str
+    media_type: str
+    size: int
+    sha256: str
+    completed_at: datetime
+    metadata: ExportMetadata
+    as_stored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +53,61 @@ class Delivery:
         file_name: What to call it; holds the request's id and nothing of the person.
         media_type: Its MIME type.
         metadata: What it holds.
-        chunks: Its bytes. The last step checks size and hash, so what came is good only when this ends in peace.
+        chunks: Its bytes. The last of them come only after size and hash were found right.
     """
 
     file_name: str
     media_type: str
     metadata: ExportMetadata
     chunks: Iterator[bytes]
+
+
+def find(database: Database, request_id: str) -> DeliveredFile:
+    """Look up the file of a request.
+
+    Raises:
+        RequestNotFound: There is no such request.
+        WrongStatus: It has no file (yet, or any more).
+    """
+    requests = RequestStore(database)
+    request = requests.get(request_id)
+    metadata = requests.metadata(request_id)
+    if request.status not in _WITH_FILE or metadata is None:
+        raise WrongStatus(
+            f"There is no file to download: the request is {request.status.value.replace('_', ' ')}.",
+            hint=request.error_message or "",
+        )
+    renderer = RENDERERS[ExportFormat(metadata.format)]
+    return DeliveredFile(
+        file_name=f"export-{request_id}.{renderer.extension}",
+        media_type=renderer.media_type,
+        size=metadata.file_size_bytes,
+        sha256=metadata.sha256,
+        completed_at=request.completed_at or metadata.export_date,
+        metadata=metadata,
+    )
+
+
+def read(vault: Vault, file: DeliveredFile, *, offset: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """Open a file and yield its bytes, or a piece of them.
+
+    What stands before the piece is decrypted and thrown away, for the seal cannot be opened in the middle; then an
+    empty chunk comes from time to time. A piece that reaches the end is checked as the whole file is: its last bytes
+    come only when size and hash are right.
+
+    Args:
+        vault: Where it lies.
+        file: The file.
+        offset: Bytes before the piece.
+        end: Bytes up to the piece's end; None means all.
+
+    Raises:
+        VaultError: The stored object or its key is gone.
+        FileNotVerified: It is not the file that was completed.
+    """
+    stored = vault.open(file.metadata.storage_key)
+    whole = _checked(delivered(stored, file.metadata.content_encoding), file)
+    return whole if offset == 0 and end is None else _piece(whole, offset, file.size if end is None else end)
 
 
 def deliver(database: Database, vault: Vault, request_id: str, actor: Actor) -> Delivery:
@@ -43,23 +118,11 @@ def deliver(database: Database, vault: Vault, request_id: str, actor: Actor) -> 
         WrongStatus: It has no file (yet, or any more).
         VaultError: The file or its key is gone.
     """
-    requests = RequestStore(database)
-    request = requests.get(request_id)
-    metadata = requests.metadata(request_id)
-    if request.status not in _WITH_FILE or metadata is None:
-        raise WrongStatus(
-            f"There is no file to download: the request is {request.status.value.replace('_', ' ')}.",
-            hint=request.error_message or "",
-        )
+    file = find(database, request_id)
     vault.require_key()
-    requests.log(request_id, AuditAction.DOWNLOADED, actor)
-    renderer = RENDERERS[ExportFormat(metadata.format)]
-    stored = vault.open(metadata.storage_key)
+    RequestStore(database).log(request_id, AuditAction.DOWNLOADED, actor)
     return Delivery(
-        file_name=f"export-{request_id}.{renderer.extension}",
-        media_type=renderer.media_type,
-        metadata=metadata,
-        chunks=_checked(delivered(stored, metadata.content_encoding), metadata),
+        file_name=file.file_name, media_type=file.media_type, metadata=file.metadata, chunks=read(vault, file)
     )
 
 
@@ -83,11 +146,32 @@ def save(delivery: Delivery, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _checked(chunks: Iterator[bytes], metadata: ExportMetadata) -> Iterator[bytes]:
-    sha256, size = hashlib.sha256(), 0
+def _checked(chunks: Iterator[bytes], file: DeliveredFile) -> Iterator[bytes]:
+    """Each chunk waits for the next one, and the last one for the verdict: what is wrong never ends well."""
+    sha256, size, held = hashlib.sha256(), 0, b""
     for chunk in chunks:
         sha256.update(chunk)
         size += len(chunk)
-        yield chunk
-    if (sha256.hexdigest(), size) != (metadata.sha256, metadata.file_size_bytes):
+        if size > file.size:
+            break
+        if held:
+            yield held
+        held = chunk
+    if (sha256.hexdigest(), size) != (file.sha256, file.size):
         raise FileNotVerified("The stored file is not the one that was completed.", hint="Request the export again.")
+    yield held
+
+
+def _piece(whole: Iterator[bytes], offset: int, end: int) -> Iterator[bytes]:
+    position, silent = 0, _SIGN_OF_LIFE
+    with closing(whole):  # type: ignore[type-var]
+        for chunk in whole:
+            start, position = position, position + len(chunk)
+            if position > offset:
+                yield chunk[max(0, offset - start) : end - start]
+                silent = 0
+            elif (silent := silent + len(chunk)) > _SIGN_OF_LIFE:
+                yield b""
+                silent = 0
+            if position >= end:
+                return

@@ -9,6 +9,8 @@
     ├── NotAuthenticated          nobody knows yet who asks
     ├── IdentityProviderUnavailable   (retryable)
     ├── NotAllowed                the person may not do this
+    │   └── LinkRefused           a download link that is not ours
+    ├── LinkEnded                 a download link of ours that opens nothing any more
     ├── RunNotEntitled            another run, or a newer attempt, owns the request
     ├── DatabaseError             our own tables
     │   ├── DatabaseUnavailable   (retryable)
@@ -110,6 +112,14 @@ class IdentityProviderUnavailable(ExportPipelineError):
 
 class NotAllowed(ExportPipelineError):
     """The person may not do this."""
+
+
+class LinkRefused(NotAllowed):
+    """The download link is not one of ours, or it was altered."""
+
+
+class LinkEnded(ExportPipelineError):
+    """The download link has expired, was revoked, or its file is gone."""
 
 
 class RunNotEntitled(ExportPipelineError):

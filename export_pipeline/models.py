@@ -64,6 +64,8 @@ class AuditAction(StrEnum):
     RETRIED = "export_retried"
     REQUEUED = "export_requeued"
     CANCELLED = "export_cancelled"
+    LINK_ISSUED = "export_link_issued"
+    LINK_REVOKED = "export_link_revoked"
     DOWNLOADED = "export_downloaded"
     DELETED = "export_deleted"
     EXPIRED = "export_expired"

@@ -85,6 +85,23 @@ class Settings(BaseSettings):
         description="The provider's names for our roles, as `export-staff=operator,export-admins=admin`; unset means "
         "that it uses ours.",
     )
+    link_key_file: Path | None = Field(
+        None, description="Key that signs download links; unset means `keys/links.txt` in home, made when absent."
+    )
+    link_minutes: int = Field(
+        60, ge=1, le=525_600, description="Minutes that a download link works; never longer than its file is kept."
+    )
+    max_downloads: int = Field(
+        50, ge=1, le=1000, description="Downloads at the same time; who comes then is asked to come again."
+    )
+    direct_downloads: bool = Field(
+        False,
+        description="Whether files that only the recipient can open are fetched from the S3 store itself, by a"
+        " redirect; its address must then be one that recipients reach.",
+    )
+    public_url: str | None = Field(
+        None, description="Address at which people reach the API, for links; unset means this machine's own."
+    )
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard.")
     ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
     launcher: Literal["warm", "default", "celery"] = Field(
@@ -142,7 +159,7 @@ class Settings(BaseSettings):
     )
     retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
 
-    @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file")
+    @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file", "link_key_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Independent of the working folder, which differs between Dagster's processes."""
@@ -193,6 +210,19 @@ class Settings(BaseSettings):
         if self.keys is not None and (self.key_file is not None or self.kms_key_id is not None):
             raise ValueError("EXPORT_PIPELINE_KEYS excludes EXPORT_PIPELINE_KEY_FILE and EXPORT_PIPELINE_KMS_KEY_ID")
         return self
+
+    @field_validator("public_url")
+    @classmethod
+    def _web_address(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if url and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment):
+            raise ValueError("must be https://host or http://host, with a path where a proxy puts the API below one")
+        return url.rstrip("/") if url else None
+
+    @property
+    def api_url(self) -> str:
+        """Address at which people reach the API, without a slash at its end."""
+        return self.public_url or f"http://127.0.0.1:{self.api_port}"
 
     @property
     def local_workers(self) -> int:

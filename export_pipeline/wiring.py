@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
 from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
+from export_pipeline.links import Links
 from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.sign_in.gatekeeper import Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier
 from export_pipeline.sign_in.tokens import Issuer
-from export_pipeline.vault import keys, pseudonyms, token_keys
+from export_pipeline.vault import keys, link_tokens, pseudonyms, token_keys
 from export_pipeline.vault.key_service import AwsKms
 from export_pipeline.vault.keys import EnvironmentKeys, KeyFile, KeySource
 from export_pipeline.vault.store import Vault
@@ -75,6 +77,16 @@ class Services:
             store=SignInStore(self.database),
             provider=identity_provider(self.settings),
             local=self.settings.local_sign_in,
+        )
+
+    @property
+    def links(self) -> Links:
+        """The use cases around download links."""
+        return Links(
+            self.database,
+            link_key_file(self.settings),
+            lifetime=timedelta(minutes=self.settings.link_minutes),
+            kept=timedelta(days=self.settings.retention_days),
         )
 
     @property
@@ -202,6 +214,8 @@ def make_keys(settings: Settings) -> None:
     if settings.pseudonym_key_file is None:
         pseudonyms.create(pseudonym_key_file(settings))
     token_keys.create(token_key_file(settings))
+    if settings.link_key_file is None:
+        link_tokens.create(link_key_file(settings))
 
 
 def key_source(settings: Settings) -> KeySource:
@@ -245,6 +259,11 @@ def identity_provider(settings: Settings) -> Verifier | None:
             role_names=names or {role.value: role for role in Role},
         )
     )
+
+
+def link_key_file(settings: Settings) -> Path:
+    """Where the keys that sign download links are."""
+    return settings.link_key_file or settings.home / "keys" / "links.txt"
 
 
 def storage_url(settings: Settings) -> str:

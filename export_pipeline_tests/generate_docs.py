@@ -170,7 +170,7 @@ def _command(name: str, command: Any) -> list[str]:
 
 
 def _argument(parameter: Any) -> str:
-    return f"| `{_metavar(parameter)}` | {_cell(parameter.help or '')} | required |"
+    return f"| `{_metavar(parameter)}` | {_cell(parameter.help or '')} | {'required' if parameter.required else ''} |"
 
 
 def _option(parameter: Any) -> str:

@@ -151,6 +151,19 @@ class Vault:
         """
         yield from unseal(self._sealed(key), self._ring)
 
+    def presigned(self, key: str, lifetime: timedelta) -> str | None:
+        """Make an address at which anybody gets the sealed object from an S3 store, for a while.
+
+        Returns:
+            None when the store is a folder.
+
+        Raises:
+            StorageUnavailable: There are no credentials to sign with.
+        """
+        if not isinstance(self._store, S3Store):
+            return None
+        return _guard(obstore.sign, self._store, "GET", _checked(key), lifetime)
+
     def require_key(self) -> None:
         """Make sure that there is a usable key before anything is collected.
 
