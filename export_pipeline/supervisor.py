@@ -32,6 +32,8 @@ from export_pipeline.settings import Settings
 
 #: Dagster's daemon, with sensors that are woken.
 DAEMON = [sys.executable, "-m", "export_pipeline.defs.daemon"]
+#: Dagster's web server, behind our sign-in.
+UI = [sys.executable, "-m", "export_pipeline.defs.ui"]
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.1
@@ -153,9 +155,9 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         _wait(stack, "code-server", lambda: _accepts(code_server.socket))
         _add(stack, "daemon", [*DAEMON, *workspace])
         _add_workers(stack, settings)
-        _add(stack, "webserver", [_script("dagster-webserver"), "-h", _HOST, "-p", str(port), *workspace])
+        _add(stack, "webserver", [*UI, "-p", str(port), *workspace])
         say("Starting Dagster's daemon and web server")
-        _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/server_info"))
+        _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/alive"))
         _watch(stack)
         yield stack
 
@@ -290,14 +292,6 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _script(name: str) -> str:
-    """Dagster's commands are installed beside the interpreter that runs us."""
-    script = Path(sys.executable).with_name(name)
-    if not script.exists():
-        raise ConfigurationError(f"{name} is not installed beside {sys.executable}.", hint="Install the package again.")
-    return str(script)
 
 
 def _free_port(wanted: int) -> int:

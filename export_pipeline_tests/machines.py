@@ -140,7 +140,9 @@ def site(folder: Path, **settings: object) -> Iterator[Site]:
         }
         made = Site(
             folder=folder,
-            environment={name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
+            environment={
+                name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ
+            }
             | s3.environment()
             | {f"EXPORT_PIPELINE_{key.upper()}": str(value) for key, value in shared.items()},
             database_url=url,

@@ -12,6 +12,7 @@ from export_pipeline import demo as demonstration
 from export_pipeline import doctor as examination
 from export_pipeline import settings, supervisor, wiring
 from export_pipeline.cli.output import AsJson, console, errors, human_size, print_json, print_table
+from export_pipeline.cli.sign_in import print_link
 from export_pipeline.errors import ExportPipelineError
 from export_pipeline.models import ExportRequest
 from export_pipeline.sample_source import HEAVY_USER
@@ -53,6 +54,7 @@ def up(as_json: AsJson = False) -> None:
                 print_json({"ui_url": stack.ui_url, "home": stack.services.settings.home, "logs": stack.log_folder})
             else:
                 _show_addresses(stack)
+                print_link(stack.services, stack.ui_url)
                 console.print("Stop it with Ctrl-C.")
             stopped.wait()
             if not as_json:
@@ -133,6 +135,7 @@ def _show_demo(stack: Stack, files: list[demonstration.DemoFile], *, keep: bool,
     )  # fmt: skip
     _show_addresses(stack)
     if keep:
+        print_link(stack.services, stack.ui_url)
         console.print("Everything is still running. Stop it with Ctrl-C.")
     else:
         console.print("Everything was stopped; `export-pipeline up` starts it again.")

@@ -12,6 +12,7 @@ import dagster as dg
 import sqlalchemy
 from dagster._cli.api import _execute_run_command_body
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
 from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, SensorDaemon
@@ -19,10 +20,18 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import unpack_value
 from dagster._utils.interrupts import capture_interrupts
 from dagster_postgres import PostgresEventLogStorage
+from dagster_webserver.version import __version__ as webserver_version
+from dagster_webserver.webserver import DagsterWebserver
+from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
 
 __all__ = [
+    "MAY_CHANGE",
     "WaitingEvent",
     "capture_interrupts",
+    "dagster_ui",
     "execute_run",
     "insert_events",
     "run_daemons",
@@ -30,6 +39,8 @@ __all__ = [
     "share_pool",
 ]
 
+#: In the scope of an ASGI request: whether whoever asks may launch and terminate. Absent means no.
+MAY_CHANGE = "export_pipeline.may_change"
 _POOL_SIZE = 2
 _MAX_OVERFLOW = 20
 
@@ -63,6 +74,44 @@ def insert_events(storage: PostgresEventLogStorage, events: Sequence[dg.EventLog
     rows = [storage._event_to_row(event) for event in events]
     with storage._connect() as connection:
         connection.execute(SqlEventLogStorageTable.insert().values(rows))
+
+
+class _GuardedWebserver(DagsterWebserver):  # type: ignore[type-arg]
+    """Dagster's web server, read-only for every request that does not say that it may change something."""
+
+    def _make_request_context(self, conn: HTTPConnection) -> WorkspaceRequestContext:
+        context: WorkspaceRequestContext = super()._make_request_context(conn)
+        if conn.scope.get(MAY_CHANGE) is not True:
+            context._read_only = True
+        return context
+
+    async def gen_graphql_response(
+        self, request_context: WorkspaceRequestContext, query: str, *args: Any, **named: Any
+    ) -> JSONResponse:
+        """Refuse mutations as such: not every one of Dagster's asks for a permission."""
+        if request_context.read_only and _mutates(query):
+            refused = {"data": None, "errors": [{"message": "You may look, and change nothing."}]}
+            return JSONResponse(refused, 403)
+        return await super().gen_graphql_response(request_context, query, *args, **named)
+
+
+def _mutates(query: str) -> bool:
+    try:
+        definitions = parse(query).definitions
+    except GraphQLError:
+        return False  # answered as such
+    return any(
+        isinstance(node, OperationDefinitionNode) and node.operation is OperationType.MUTATION for node in definitions
+    )
+
+
+@contextmanager
+def dagster_ui(instance: dg.DagsterInstance, workspace: str) -> Iterator[Starlette]:
+    """Make the application that `dagster-webserver` serves; what may change something it takes from `MAY_CHANGE`."""
+    with WorkspaceProcessContext(
+        instance, version=webserver_version, workspace_load_target=WorkspaceFileTarget(paths=[workspace])
+    ) as context:
+        yield _GuardedWebserver(context, live_data_poll_rate=2000).create_asgi_app()
 
 
 class WaitingEvent:

@@ -31,6 +31,7 @@ def running(server_url: str, sample_template: str, tmp_path_factory: pytest.Temp
             _env_file=None,
             home=tmp_path_factory.mktemp("home"),
             database_url=SecretStr(url),
+            local_tokens=True,
             ui_port=0,
             **held.enter_context(launcher_under_test(tmp_path_factory.mktemp("broker"))),
         )

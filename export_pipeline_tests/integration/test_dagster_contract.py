@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import re
 import threading
 
 import dagster as dg
 import pytest
 from dagster._cli.api import _execute_run_command_body
+from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
+from dagster._core.workspace.permissions import get_user_permissions
 from dagster._daemon import sensor
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
 from dagster._daemon.daemon import SensorDaemon
 from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage
+from dagster_webserver import webserver
+from dagster_webserver.webserver import DagsterWebserver
 
 from export_pipeline.defs.internals import WaitingEvent
 from export_pipeline.defs.launcher import WarmRunLauncher
@@ -47,6 +52,49 @@ def test_the_sensor_loop_waits_by_its_event() -> None:
 @pytest.mark.parametrize("storage", [PostgresEventLogStorage, PostgresRunStorage, PostgresScheduleStorage])
 def test_storages_keep_one_engine(storage: type) -> None:
     assert "self._engine = create_pg_engine(" in inspect.getsource(storage.__init__)
+
+
+def test_the_web_server_asks_for_a_context_at_each_request() -> None:
+    assert parameters(DagsterWebserver.__init__)[:4] == [
+        "self",
+        "process_context",
+        "app_path_prefix",
+        "live_data_poll_rate",
+    ]
+    assert parameters(DagsterWebserver._make_request_context) == ["self", "conn"]
+    assert parameters(DagsterWebserver.gen_graphql_response)[:3] == ["self", "request_context", "query"]
+    # Whatever of it answers a request asks there.
+    assert "self._make_request_context(conn)" in inspect.getsource(DagsterWebserver.request_context)
+    assert "create_request_context" not in inspect.getsource(webserver).replace(
+        inspect.getsource(DagsterWebserver._make_request_context), ""
+    )
+    assert "gen_graphql_response" in inspect.getsource(DagsterWebserver.graphql_execution_thread)
+
+
+def test_a_context_s_permissions_go_by_its_read_only() -> None:
+    assert "get_user_permissions(self._read_only)" in inspect.getsource(WorkspaceRequestContext.permissions.fget)
+    assert "self._read_only" in inspect.getsource(WorkspaceRequestContext.permissions_for_location)
+    assert "read_only" in parameters(WorkspaceProcessContext.__init__)
+    assert not any(get_user_permissions(True)[name].enabled for name in get_user_permissions(True))
+
+
+def test_the_web_server_has_the_routes_that_were_looked_at() -> None:
+    """A new one may change something without asking for a permission: look at it, then add it here."""
+    source = inspect.getsource(DagsterWebserver.build_routes)
+    assert sorted(set(re.findall(r'Route\(\s*"([^"]+)"', source))) == [
+        "/",
+        "/dagit/notebook",
+        "/dagit_info",
+        "/download_debug/{run_id:str}",
+        "/graphql",
+        "/logs/{path:path}",
+        "/notebook",
+        "/report_asset_check/{asset_key:path}",
+        "/report_asset_materialization/{asset_key:path}",
+        "/report_asset_observation/{asset_key:path}",
+        "/server_info",
+        "/{path:path}",
+    ]
 
 
 def test_events_become_rows() -> None:

@@ -1,0 +1,130 @@
+"""The Dagster UI behind our sign-in: ``python -m export_pipeline.defs.ui -w workspace.yaml -p 3000``.
+
+Open-source Dagster lets in whoever reaches it. Here nothing of it answers before it is known who asks: pages, files,
+GraphQL and its WebSocket alike. Operators and auditors get Dagster's own read-only view; admins launch and terminate.
+"""
+
+import argparse
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import dagster as dg
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+
+from export_pipeline.defs.internals import MAY_CHANGE, dagster_ui
+from export_pipeline.defs.process import services
+from export_pipeline.errors import ExportPipelineError, NotAllowed, NotAuthenticated
+from export_pipeline.identity import Scope, allowed, require
+from export_pipeline.sign_in import web
+from export_pipeline.sign_in.gatekeeper import Gatekeeper
+
+#: Tells that the server answers, and nothing else; open to all.
+ALIVE = "/alive"
+_DB_STATEMENT_TIMEOUT_MS = 15_000
+_DB_POOL_RECYCLE_S = 3600
+_DB_POOL_MAX_OVERFLOW = 20
+_POLICY_VIOLATION = 1008
+
+AsgiScope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
+
+
+class Gate:
+    """Lets through who may look, and tells the application behind it who may change something.
+
+    Args:
+        app: Dagster's.
+        gatekeeper: Tells who asks.
+    """
+
+    def __init__(self, app: AsgiApp, gatekeeper: Gatekeeper) -> None:
+        self._app = app
+        self._gatekeeper = gatekeeper
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Answer one request, or the handshake of a WebSocket."""
+        connection = HTTPConnection(scope)
+        try:
+            principal = await web.admit(self._gatekeeper, connection, changing=_changing(connection))
+            require(principal, Scope.READ_DAGSTER)
+            scope[MAY_CHANGE] = allowed(principal, Scope.LAUNCH_DAGSTER)
+            if not scope[MAY_CHANGE] and _reports(connection):
+                # Dagster asks for no permission there.
+                require(principal, Scope.LAUNCH_DAGSTER)
+        except ExportPipelineError as error:
+            await _refuse(error, connection, self._gatekeeper, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def gated(app: AsgiApp, gatekeeper: Gatekeeper) -> Starlette:
+    """Put Dagster's application behind the gate, with the pages for signing in before it."""
+
+    async def alive(_request: object) -> Response:
+        return PlainTextResponse("alive")
+
+    return Starlette(routes=[Route(ALIVE, alive), *web.routes(gatekeeper), Mount("/", Gate(app, gatekeeper))])
+
+
+def main() -> None:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-w", "--workspace", required=True)
+    parser.add_argument("-H", "--host", default="127.0.0.1")
+    parser.add_argument("-p", "--port", type=int, required=True)
+    options = parser.parse_args()
+    with dg.DagsterInstance.get() as instance:
+        instance.optimize_for_webserver(_DB_STATEMENT_TIMEOUT_MS, _DB_POOL_RECYCLE_S, _DB_POOL_MAX_OVERFLOW)
+        with dagster_ui(instance, options.workspace) as app:
+            # No access log: the address of a sign-in holds its code.
+            uvicorn.run(
+                gated(app, services().gatekeeper),
+                host=options.host,
+                port=options.port,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=3,
+            )
+
+
+def _changing(connection: HTTPConnection) -> bool | None:
+    """GraphQL takes changes by GET too, and by WebSocket: there a cookie alone is not enough."""
+    if connection.scope["type"] == "websocket":
+        return True
+    asks = connection.scope["method"] in {"GET", "HEAD"} and _path(connection).endswith("/graphql")
+    return True if asks and "query" in connection.query_params else None
+
+
+def _reports(connection: HTTPConnection) -> bool:
+    return connection.scope["type"] == "http" and "/report_asset_" in _path(connection)
+
+
+def _path(connection: HTTPConnection) -> str:
+    return str(connection.scope["path"]).rstrip("/").lower()
+
+
+async def _refuse(
+    error: ExportPipelineError, connection: HTTPConnection, gatekeeper: Gatekeeper, receive: Receive, send: Send
+) -> None:
+    if connection.scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        return
+    await _answer(error, connection, gatekeeper)(connection.scope, receive, send)
+
+
+def _answer(error: ExportPipelineError, connection: HTTPConnection, gatekeeper: Gatekeeper) -> Response:
+    if "text/html" in connection.headers.get("accept", "") and isinstance(error, NotAuthenticated):
+        return web.closed(gatekeeper)
+    status = 401 if isinstance(error, NotAuthenticated) else 403 if isinstance(error, NotAllowed) else 503
+    headers = {"WWW-Authenticate": error.challenge} if isinstance(error, NotAuthenticated) else None
+    return JSONResponse({"detail": error.message}, status, headers)
+
+
+if __name__ == "__main__":
+    main()
