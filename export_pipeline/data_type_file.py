@@ -15,12 +15,11 @@ from export_pipeline.models import DATA_TYPE_PATTERN, DataTypeConfig
 _Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-class _Entry(BaseModel):
-    """One data type; the field names are those of the table `data_type_configs`."""
+class DataTypeFields(BaseModel):
+    """What a data type is, without its name; the field names are those of the table `data_type_configs`."""
 
     model_config = ConfigDict(extra="forbid")
 
-    data_type: _Name
     table_name: Annotated[str, Field(min_length=1, max_length=255)]
     user_id_column: _Name = "user_id"
     columns_to_export: tuple[_Name, ...] = ()
@@ -30,13 +29,6 @@ class _Entry(BaseModel):
     title: str = ""
     anonymization: dict[_Name, dict[_Name, Any]] = Field(default_factory=dict)
     third_party: tuple[_Name, ...] = ()
-
-    @field_validator("data_type")
-    @classmethod
-    def _usable(cls, name: str) -> str:
-        if not DATA_TYPE_PATTERN.fullmatch(name):
-            raise ValueError("use letters, digits, dashes and underscores, beginning with a letter")
-        return name
 
     @field_validator("anonymization")
     @classmethod
@@ -48,6 +40,22 @@ class _Entry(BaseModel):
                 except ConfigurationError as error:
                     raise ValueError(str(error)) from None
         return profiles
+
+    @classmethod
+    def of(cls, config: DataTypeConfig) -> DataTypeFields:
+        """The fields of a configuration."""
+        return cls.model_validate({name: getattr(config, name) for name in cls.model_fields})
+
+
+class _Entry(DataTypeFields):
+    data_type: _Name
+
+    @field_validator("data_type")
+    @classmethod
+    def _usable(cls, name: str) -> str:
+        if not DATA_TYPE_PATTERN.fullmatch(name):
+            raise ValueError("use letters, digits, dashes and underscores, beginning with a letter")
+        return name
 
 
 class _File(BaseModel):
@@ -62,6 +70,11 @@ class _File(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("a data type is configured twice")
         return entries
+
+
+def config(data_type: str, fields: DataTypeFields) -> DataTypeConfig:
+    """Name a data type."""
+    return DataTypeConfig(data_type=data_type, **fields.model_dump())
 
 
 def load(file: Path) -> list[DataTypeConfig]:

@@ -9,6 +9,7 @@
     ├── NotAuthenticated          nobody knows yet who asks
     ├── IdentityProviderUnavailable   (retryable)
     ├── NotAllowed                the person may not do this
+    │   └── VerificationRequired  not before they have shown once more who they are
     │   └── LinkRefused           a download link that is not ours
     ├── LinkEnded                 a download link of ours that opens nothing any more
     ├── RunNotEntitled            another run, or a newer attempt, owns the request
@@ -120,6 +121,10 @@ class LinkRefused(NotAllowed):
 
 class LinkEnded(ExportPipelineError):
     """The download link has expired, was revoked, or its file is gone."""
+
+
+class VerificationRequired(NotAllowed):
+    """The person may do this, but must show once more who they are."""
 
 
 class RunNotEntitled(ExportPipelineError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -102,7 +104,23 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Address at which people reach the API, for links; unset means this machine's own."
     )
-    api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard.")
+    api_host: str = Field("127.0.0.1", description="Address on which the API listens; a proxy with TLS belongs before it.")
+    api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard; 0 takes a free one.")
+    api_trusted_proxies: str = Field(
+        "",
+        description="Networks of the proxies before the API, as `10.0.0.0/8,::1`: only what they write into "
+        "X-Forwarded-For is believed.",
+    )
+    api_cors_origins: str = Field(
+        "", description="Origins whose pages may call the API from a browser, as `https://example.org`; commas between."
+    )
+    api_hsts: bool = Field(False, description="Whether browsers are told to use TLS only; for an API behind TLS.")
+    api_public_metrics: bool = Field(False, description="Whether `/metrics` needs no sign-in.")
+    verification_max_age_s: int = Field(
+        900,
+        ge=0,
+        description="Seconds after a sign-in during which a person may ask for sensitive data types of their own.",
+    )
     ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
     launcher: Literal["warm", "default", "celery"] = Field(
         "warm",
@@ -267,10 +285,46 @@ class Settings(BaseSettings):
         pairs = (pair.rpartition("=") for pair in self.oidc_roles.split(",") if pair)
         return {theirs.strip(): ours.strip() for theirs, _, ours in pairs}
 
+    @field_validator("api_trusted_proxies")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        try:
+            _parsed(text)
+        except ValueError:
+            raise ValueError("must be networks as 10.0.0.0/8, with commas between") from None
+        return text
+
+    @field_validator("api_cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        for origin in _words(text):
+            parts = urlsplit(origin)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ValueError("must be origins as https://example.org, with commas between; * is none")
+        return text
+
+    @cached_property
+    def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Networks of the proxies before the API."""
+        return _parsed(self.api_trusted_proxies)
+
+    @property
+    def cors_origins(self) -> tuple[str, ...]:
+        """Origins whose pages may call the API."""
+        return _words(self.api_cors_origins)
+
     @property
     def embedded(self) -> bool:
         """Whether our tables live in the server that comes with the package."""
         return self.database_url is None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _parsed(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(word) for word in _words(text))
 
 
 def load() -> Settings:

@@ -34,6 +34,7 @@ from export_pipeline.settings import Settings
 DAEMON = [sys.executable, "-m", "export_pipeline.defs.daemon"]
 #: Dagster's web server, behind our sign-in.
 UI = [sys.executable, "-m", "export_pipeline.defs.ui"]
+API = [sys.executable, "-m", "export_pipeline.api"]
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.1
@@ -65,6 +66,7 @@ class Stack:
 
     Attributes:
         ui_url: Address of the Dagster UI; empty where only workers run.
+        api_url: Address of the API; empty where only workers run.
         log_folder: Where the processes write what they print.
         services: Our own connection, which also keeps an embedded server running.
     """
@@ -72,6 +74,7 @@ class Stack:
     ui_url: str
     log_folder: Path
     services: wiring.Services
+    api_url: str = ""
     _children: list[Child] = field(default_factory=list)
     _environment: dict[str, str] = field(default_factory=dict, repr=False)
     _stopping: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -156,7 +159,8 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         _add(stack, "daemon", [*DAEMON, *workspace])
         _add_workers(stack, settings)
         _add(stack, "webserver", [*UI, "-p", str(port), *workspace])
-        say("Starting Dagster's daemon and web server")
+        _add_api(stack, settings)
+        say("Starting the API, Dagster's daemon and web server")
         _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/alive"))
         _watch(stack)
         yield stack
@@ -265,6 +269,15 @@ def _celery_worker(settings: Settings) -> list[str]:
     return [*command, "--without-gossip", "--without-mingle", "--loglevel", "INFO"]
 
 
+def _add_api(stack: Stack, settings: Settings) -> None:
+    port = _free_port(settings.api_port, host=settings.api_host, variable="API_PORT")
+    stack._environment["EXPORT_PIPELINE_API_PORT"] = str(port)
+    # Who listens everywhere is asked here.
+    host = {"0.0.0.0": _HOST, "::": "[::1]"}.get(settings.api_host, settings.api_host)  # noqa: S104
+    stack.api_url = f"http://{host}:{port}"
+    _add(stack, "api", API)
+
+
 def _add(stack: Stack, name: str, command: list[str]) -> None:
     child = Child(name=name, command=command)
     stack._children.append(child)
@@ -294,14 +307,14 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
     process.wait()
 
 
-def _free_port(wanted: int) -> int:
-    with socket.socket() as probe:
+def _free_port(wanted: int, *, host: str = _HOST, variable: str = "UI_PORT") -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, wanted))
+            probe.bind((host, wanted))
         except OSError:
             raise ConfigurationError(
-                f"Port {wanted} is taken.", hint="Set EXPORT_PIPELINE_UI_PORT to a free one, or to 0."
+                f"Port {wanted} is taken.", hint=f"Set EXPORT_PIPELINE_{variable} to a free one, or to 0."
             ) from None
         return int(probe.getsockname()[1])
 

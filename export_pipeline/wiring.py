@@ -160,13 +160,14 @@ class Services:
         self.close()
 
 
-def connect(settings: Settings, *, prepare: bool = True) -> Services:
+def connect(settings: Settings, *, prepare: bool = True, connections: int = 4) -> Services:
     """Connect to our database, starting the embedded one when it is the default and not running.
 
     Args:
         settings: The installation's settings.
         prepare: Whether an embedded database is brought to the newest version first. A database of your own is only
             changed by `export-pipeline migrate`.
+        connections: To our database at the same time.
 
     Raises:
         NotMigrated: The tables of your own database are of another version.
@@ -182,7 +183,7 @@ def connect(settings: Settings, *, prepare: bool = True) -> Services:
                     make_keys(settings)
                 else:
                     require_current(connection)
-        return Services(settings=settings, database_url=url, database=Database(url), _held=held)
+        return Services(settings=settings, database_url=url, database=Database(url, max_size=connections), _held=held)
     except BaseException:
         held.close()
         raise

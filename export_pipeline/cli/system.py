@@ -32,7 +32,7 @@ def demo(
     with supervisor.stop_on_signals() as stopped, _progress(as_json) as progress:
         task = progress.add_task("Starting")
         with supervisor.start(
-            chosen.model_copy(update={"ui_port": chosen.ui_port if keep else 0}),
+            chosen if keep else chosen.model_copy(update={"ui_port": 0, "api_port": 0}),
             say=lambda text: progress.update(task, description=text),
         ) as stack:
             progress.update(task, description="Making the sample data")
@@ -51,7 +51,7 @@ def up(as_json: AsJson = False) -> None:
         with supervisor.start(settings.load(), say=lambda text: progress.update(task, description=text)) as stack:
             progress.stop()
             if as_json:
-                print_json({"ui_url": stack.ui_url, "home": stack.services.settings.home, "logs": stack.log_folder})
+                print_json({"api_url": stack.api_url, "ui_url": stack.ui_url, "home": stack.services.settings.home, "logs": stack.log_folder})
             else:
                 _show_addresses(stack)
                 print_link(stack.services, stack.ui_url)
@@ -157,6 +157,7 @@ def _seconds(file: demonstration.DemoFile) -> float:
 
 
 def _show_addresses(stack: Stack) -> None:
+    console.print(f"API         {stack.api_url}/api/docs")
     console.print(f"Dagster UI  {stack.ui_url}")
     console.print(f"State       {stack.services.settings.home}")
     console.print(f"Logs        {stack.log_folder}")

@@ -64,18 +64,29 @@ class DataTypeStore:
                 )
                 changed += [row[0] for row in removed]
             for data_type in changed:
-                connection.execute(
-                    "INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent, detail)"
-                    " VALUES (%s, %s, %s, %s, %s)",
-                    [
-                        AuditAction.CONFIGURATION_CHANGED.value,
-                        actor.id,
-                        actor.ip_address,
-                        actor.user_agent,
-                        data_type,
-                    ],
-                )
+                _log(connection, data_type, actor)
         return changed
+
+    def remove(self, data_type: str, actor: Actor) -> bool:
+        """Take a data type out of the configuration, with its audit row.
+
+        Returns:
+            Whether it was there.
+        """
+        with self._database.connect() as connection:
+            statement = "DELETE FROM export_pipeline.data_type_configs WHERE data_type = %s"
+            if not connection.execute(statement, [data_type]).rowcount:
+                return False
+            _log(connection, data_type, actor)
+            return True
+
+
+def _log(connection: psycopg.Connection, data_type: str, actor: Actor) -> None:
+    connection.execute(
+        "INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent, detail)"
+        " VALUES (%s, %s, %s, %s, %s)",
+        [AuditAction.CONFIGURATION_CHANGED.value, actor.id, actor.ip_address, actor.user_agent, data_type],
+    )
 
 
 def _upsert(connection: psycopg.Connection, config: DataTypeConfig) -> bool:

@@ -1,0 +1,99 @@
+"""The application: routes, what surrounds them, and how a process comes by its parts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from export_pipeline import __version__, settings, wiring
+from export_pipeline.api import docs_page, openapi, problems
+from export_pipeline.api.changes import Changes
+from export_pipeline.api.metrics import Metrics
+from export_pipeline.api.middleware import BodyLimit, Figures, SecurityHeaders, Unexpected
+from export_pipeline.api.routes import audit, data_types, decisions, events, exports, requests, system
+from export_pipeline.db.pool import Database
+
+#: Calls that use the database at the same time; one more waits for its turn.
+_CONNECTIONS = 10
+#: Addresses that are words of the path come before those that take an id there.
+_ROUTERS = (system.router, requests.router, data_types.router, events.router, exports.router, decisions.router,
+            audit.router)  # fmt: skip
+
+
+def create_app(services: wiring.Services) -> FastAPI:
+    """Make the application over an installation's parts, which the caller closes.
+
+    Args:
+        services: The parts.
+    """
+    app = FastAPI(
+        title="export-pipeline",
+        version=__version__,
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.services = services
+    app.state.changes = Changes(services.database)
+    app.state.metrics = Metrics(services.database)
+    app.state.readiness = system.readiness(services)
+    app.state.held = ExitStack()
+    for router in _ROUTERS:
+        app.include_router(router)
+    docs_page.install(app)
+    openapi.install(app)
+    problems.install(app)
+    _surround(app, services.settings)
+    return app
+
+
+def application() -> FastAPI:
+    """Make the application from the environment, for any ASGI server: `uvicorn --factory
+    export_pipeline.api.app:application`. It closes its parts when the server stops.
+
+    Raises:
+        ExportPipelineError: Settings, database or tables are not usable.
+    """
+    services = wiring.connect(settings.load(), connections=_CONNECTIONS)
+    app = create_app(services)
+    app.state.held.enter_context(services)
+    return app
+
+
+def openapi_document() -> dict[str, object]:
+    """The OpenAPI document, without an installation."""
+    parts = wiring.Services(
+        settings=settings.Settings(_env_file=None),
+        database_url="",
+        database=Database(""),
+        _held=ExitStack(),
+    )
+    return create_app(parts).openapi()
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    with app.state.held:
+        yield
+
+
+def _surround(app: FastAPI, chosen: settings.Settings) -> None:
+    """From the inside out: what comes last sees a call first."""
+    app.add_middleware(Unexpected)
+    app.add_middleware(BodyLimit)
+    if chosen.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(chosen.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Verification-Code"],
+            expose_headers=["ETag", "Location", "Retry-After"],
+        )
+    app.add_middleware(SecurityHeaders, hsts=chosen.api_hsts)
+    app.add_middleware(Figures, observe=app.state.metrics.observe)

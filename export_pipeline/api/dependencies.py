@@ -1,0 +1,123 @@
+"""What routes ask for: the installation, who calls, and whether they may."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+
+from export_pipeline import identity
+from export_pipeline.api import client_address
+from export_pipeline.api.authentication import authenticate
+from export_pipeline.db.listing import Listed, Listing
+from export_pipeline.errors import NotAllowed, RequestNotFound
+from export_pipeline.identity import Principal, Scope
+from export_pipeline.models import REQUEST_ID_PATTERN, Actor
+from export_pipeline.wiring import Services
+
+_MAX_USER_AGENT = 255
+_NOT_FOUND = "There is no export request with this id."
+RequestIdPath = Annotated[
+    str, Path(description="The id of the request.", examples=["5d7f0f66-3f1c-4f9e-9f0b-6f4e3f0f8a51"])
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """Who calls, what for, and from where.
+
+    Attributes:
+        principal: Who.
+        scope: What the route does.
+        actor: The same person for the trail.
+    """
+
+    principal: Principal
+    scope: Scope
+    actor: Actor
+
+    def may(self, user_id: str | None) -> bool:
+        """Whether it may be done to this person's data; None is everybody's."""
+        return identity.allowed(self.principal, self.scope, user_id=user_id)
+
+    def require(self, user_id: str | None) -> None:
+        """Refuse what may not be done.
+
+        Raises:
+            NotAllowed: To this person's data it may not; the same whether or not there is such a person.
+        """
+        if not self.may(user_id):
+            raise NotAllowed("Your roles do not allow this.", hint=f"It needs the scope {self.scope.value}.")
+
+
+async def services(request: Request) -> Services:
+    """The installation."""
+    found: Services = request.app.state.services
+    return found
+
+
+PrincipalDep = Annotated[Principal, Depends(authenticate)]
+
+
+def require(scope: Scope, *, everybody: bool = False) -> Callable[..., Awaitable[Caller]]:
+    """Make the dependency of a route: who calls may do this at least to somebody, be it themselves.
+
+    Args:
+        scope: What the route does.
+        everybody: Whether the route is about no person, or about all of them.
+    """
+
+    async def caller(request: Request, principal: PrincipalDep) -> Caller:
+        found = Caller(principal=principal, scope=scope, actor=_actor(request, principal))
+        if not found.may(None) and (everybody or not found.may(principal.id)):
+            found.require(None)
+        return found
+
+    return caller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """An export request that the caller may do the route's work to."""
+
+    caller: Caller
+    listed: Listed
+    services: Services
+
+    @property
+    def request_id(self) -> str:
+        """Its id."""
+        return self.listed.request.request_id
+
+    def again(self) -> Listed:
+        """Read it anew, after a change."""
+        return Listing(self.services.database).get(self.request_id)
+
+
+def export(scope: Scope) -> Callable[..., Target]:
+    """Make the dependency of a route about one export request.
+
+    An id of somebody else's request answers like one that does not exist: the same words after the same work.
+    """
+    caller_dependency = Depends(require(scope))
+
+    def target(request_id: RequestIdPath, services: ServicesDep, caller: Caller = caller_dependency) -> Target:
+        if not REQUEST_ID_PATTERN.fullmatch(request_id):
+            raise RequestNotFound(_NOT_FOUND)
+        found = Listing(services.database).get(request_id)
+        if not caller.may(found.request.user_id):
+            raise RequestNotFound(_NOT_FOUND)
+        return Target(caller=caller, listed=found, services=services)
+
+    return target
+
+
+def _actor(request: Request, principal: Principal) -> Actor:
+    address = client_address.of(request, request.app.state.services.settings.trusted_proxies)
+    agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:_MAX_USER_AGENT]
+    return principal.actor(address, agent or None)
+
+
+ServicesDep = Annotated[Services, Depends(services)]

@@ -1,0 +1,112 @@
+"""Figures for Prometheus. No label ever holds an id."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from export_pipeline.db.listing import Count, Listing
+from export_pipeline.db.pool import Database
+from export_pipeline.db.requests import QueueState, RequestStore
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+#: Counting reads every request: scrapers that come more often get the count of before.
+_FRESH_S = 10.0
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Metrics:
+    """The figures of one process and of the queue.
+
+    Args:
+        database: Our tables.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Queue(database))
+        self._seconds = Histogram(
+            "export_pipeline_http_request_duration_seconds",
+            "Seconds until the end of the answer.",
+            ["method", "route"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
+        self._answers = Counter(
+            "export_pipeline_http_requests",
+            "Answers by status.",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one call; a method that nobody knows is one label, not a label each."""
+        method = method if method in _METHODS else "other"
+        self._seconds.labels(method, route).observe(seconds)
+        self._answers.labels(method, route, str(status)).inc()
+
+    def exposition(self) -> bytes:
+        """Write all figures down.
+
+        Raises:
+            DatabaseUnavailable: The queue cannot be asked.
+        """
+        return generate_latest(self._registry)
+
+
+class _Queue(Collector):
+    """What the tables say, asked when somebody scrapes."""
+
+    def __init__(self, database: Database) -> None:
+        self._state = RequestStore(database).queue
+        self._counts = _kept(Listing(database).counts)
+
+    def describe(self) -> list[Metric]:
+        """Nothing: the registry would ask the database for the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask."""
+        yield from _queue(self._state())
+        yield _requests(self._counts())
+
+
+def _queue(state: QueueState) -> Iterator[Metric]:
+    length = GaugeMetricFamily("export_pipeline_queue_length", "Requests on their way.", labels=["status"])
+    length.add_metric(["pending"], state.pending)
+    length.add_metric(["claimed"], state.claimed)
+    length.add_metric(["processing"], state.processing)
+    yield length
+    yield GaugeMetricFamily(
+        "export_pipeline_queue_oldest_waiting_seconds",
+        "Since the oldest request was made that waits for its run.",
+        value=state.oldest_waiting_seconds,
+    )
+
+
+def _requests(counts: list[Count]) -> Metric:
+    family = GaugeMetricFamily("export_pipeline_requests", "Requests there are.", labels=["status", "format"])
+    for count in counts:
+        family.add_metric([count.status, count.format], count.requests)
+    return family
+
+
+def _kept(count: Callable[[], list[Count]]) -> Callable[[], list[Count]]:
+    lock = threading.Lock()
+    kept: list[Count] = []
+    until = 0.0
+
+    def fresh() -> list[Count]:
+        nonlocal kept, until
+        with lock:
+            if time.monotonic() >= until:
+                kept, until = count(), time.monotonic() + _FRESH_S
+            return kept
+
+    return fresh
