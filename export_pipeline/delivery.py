@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -133,11 +133,20 @@ def save(delivery: Delivery, file: Path) -> None:
         ConfigurationError: The file cannot be written there.
         SealBroken, FileNotVerified: The stored file is damaged; nothing is left.
     """
+    write(delivery.chunks, file)
+
+
+def write(chunks: Iterable[bytes], file: Path) -> None:
+    """Write bytes to a file, whole or not at all, for its owner only.
+
+    Raises:
+        ConfigurationError: The file cannot be written there.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as out:
-            for chunk in delivery.chunks:
+            for chunk in chunks:
                 out.write(chunk)
         temporary.replace(file)
     except OSError as error:

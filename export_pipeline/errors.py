@@ -24,7 +24,8 @@
     │   │   └── KeyServiceUnavailable   (retryable)
     │   ├── SealBroken            truncated, altered or not sealed for our keys
     │   └── StorageUnavailable    (retryable)
-    └── FileNotVerified           a delivered file does not agree with its manifest
+    ├── FileNotVerified           a delivered file does not agree with its manifest
+    └── TrailBroken               the audit trail is not what it was
 
 A message is one sentence for the person who can act on it; ``hint`` says how to mend it. Neither ever holds
 personal data: errors travel into Dagster's event log and into ``export_requests.error_message``.
@@ -185,3 +186,7 @@ class StorageUnavailable(VaultError):
 
 class FileNotVerified(ExportPipelineError):
     """A delivered file does not agree with its manifest."""
+
+
+class TrailBroken(ExportPipelineError):
+    """Rows of the audit trail were changed, removed, inserted or put into another order."""

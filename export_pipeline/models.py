@@ -56,6 +56,9 @@ class AuditAction(StrEnum):
     APPROVED = "export_approved"
     REJECTED = "export_rejected"
     DEADLINE_EXTENDED = "deadline_extended"
+    DEADLINE_WARNED = "deadline_warned"
+    VERIFIED = "export_verified"
+    VERIFICATION_FAILED = "verification_failed"
     CLAIMED = "export_claimed"
     STARTED = "export_started"
     COMPLETED = "export_completed"
@@ -72,6 +75,7 @@ class AuditAction(StrEnum):
     CONFIGURATION_CHANGED = "configuration_changed"
     SIGNED_IN = "signed_in"
     SIGN_IN_REFUSED = "sign_in_refused"
+    ACCESS_REFUSED = "access_refused"
 
 
 @dataclass(frozen=True, kw_only=True)

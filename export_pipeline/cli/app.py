@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from export_pipeline import __version__
-from export_pipeline.cli import data_types, links, output, requests, sign_in, system
+from export_pipeline.cli import audit, data_types, links, output, requests, roles, sign_in, system
 from export_pipeline.errors import ExportPipelineError
 
 app = typer.Typer(
@@ -20,8 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(audit.app, name="audit", help="Verify and export the audit trail.")
 app.add_typer(data_types.app, name="data-types", help="Show and load the data type configuration.")
-for command in (*system.COMMANDS, *sign_in.COMMANDS, *requests.COMMANDS, *links.COMMANDS):
+for command in (*system.COMMANDS, *sign_in.COMMANDS, roles.roles, *requests.COMMANDS, *links.COMMANDS):
     app.command()(command) if command.__name__ != "list_requests" else app.command(name="list")(command)
 
 

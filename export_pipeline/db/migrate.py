@@ -24,6 +24,9 @@ CREATE TABLE IF NOT EXISTS export_pipeline.schema_migrations (
 );
 """
 
+#: Those of roles.sql that have rights on our tables.
+_ROLES = ["export_pipeline_app", "export_pipeline_auditor", "export_pipeline_intake"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Migration:
@@ -50,8 +53,14 @@ def migrations() -> list[Migration]:
     return sorted(found, key=lambda migration: migration.version)
 
 
+def roles_sql() -> str:
+    """The statements that make the roles of an installation; a superuser runs them once."""
+    return _text("roles.sql")
+
+
 def migrate(connection: psycopg.Connection, *, up_to: int | None = None) -> list[Migration]:
-    """Bring the tables to the newest version, all or nothing.
+    """Bring the tables to the newest version, all or nothing; and where the roles of `roles_sql` exist, give each its
+    rights.
 
     Args:
         connection: A connection that may create schemas and tables.
@@ -66,11 +75,15 @@ def migrate(connection: psycopg.Connection, *, up_to: int | None = None) -> list
     """
     try:
         with connection.transaction():
-            return _apply(connection, up_to)
+            applied = _apply(connection, up_to)
+            if up_to is None:
+                _grant(connection)
+            return applied
     except psycopg.errors.InsufficientPrivilege:
         raise ConfigurationError(
             "The role of the database URL may not make the tables.",
-            hint="GRANT CREATE ON DATABASE to it, or run `export-pipeline migrate` as the role that owns the tables.",
+            hint="GRANT CREATE ON DATABASE to it, or run `export-pipeline migrate` as the role that owns the tables;"
+            " docs/database-roles.md.",
         ) from None
 
 
@@ -103,13 +116,24 @@ def require_current(connection: psycopg.Connection) -> None:
     except psycopg.errors.InsufficientPrivilege:
         raise ConfigurationError(
             "The role of the database URL may not look at the tables.",
-            hint="GRANT USAGE ON SCHEMA export_pipeline, and SELECT, INSERT, UPDATE, DELETE on its tables.",
+            hint="GRANT it what docs/database-roles.md says, or connect as a role that `export-pipeline roles` makes.",
         ) from None
     if set(applied) != {migration.version for migration in migrations()}:
         raise NotMigrated(
             f"The tables are at version {max(applied, default=0)}, this program needs {migrations()[-1].version}.",
             hint="Run `export-pipeline migrate`.",
         )
+
+
+def _grant(connection: psycopg.Connection) -> None:
+    """Each time and not only with a migration: the roles may have been made since."""
+    found = connection.execute("SELECT count(*) FROM pg_catalog.pg_roles WHERE rolname = ANY (%s)", [_ROLES]).fetchone()
+    if found == (len(_ROLES),):
+        connection.execute(_text("grants.sql").encode())
+
+
+def _text(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _applied(connection: psycopg.Connection) -> dict[int, str]:

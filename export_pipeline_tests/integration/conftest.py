@@ -121,8 +121,11 @@ def tables_url(_shared_database: str) -> str:
     return _shared_database
 
 
-#: What the migrations themselves put into the tables.
+#: What the migrations themselves put into the tables. Tests empty and bend the trail here, as its owner may; what
+#: protects it is tested on databases of their own.
 _KEEP = """
+ALTER TABLE export_pipeline.export_audit_logs DISABLE TRIGGER append_only;
+ALTER TABLE export_pipeline.export_audit_chain DISABLE TRIGGER append_only;
 DO $$
 DECLARE name name;
 BEGIN
