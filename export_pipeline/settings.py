@@ -158,12 +158,6 @@ class Settings(BaseSettings):
     keep_partitions: int = Field(
         2000, ge=1, description="Partitions that Dagster keeps, the newest; with more its UI becomes slow."
     )
-    keep_runs_days: int = Field(
-        14, ge=1, description="Days after the end of a request in which Dagster keeps its runs and partition."
-    )
-    keep_partitions: int = Field(
-        2000, ge=1, description="Partitions that Dagster keeps, the newest; with more its UI becomes slow."
-    )
     source_statement_timeout_s: Annotated[int, Field(ge=0)] = Field(
         3600, description="Longest single statement on the source, in seconds; 0 means no limit."
     )

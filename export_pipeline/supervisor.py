@@ -24,7 +24,7 @@ from types import FrameType
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from export_pipeline import dagster_home, wiring
+from export_pipeline import dagster_home, leftovers, wiring
 from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.file_lock import FileLock
 from export_pipeline.parent import end_with_parent
@@ -39,6 +39,7 @@ _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.1
 _WATCH_S = 0.5
+_CLEAR_S = 60.0
 _RESTART_WAIT_S = 2.0
 _LOG_MAX = 10_000_000  # bytes
 _HOST = "127.0.0.1"
@@ -86,12 +87,20 @@ class Stack:
 
         The kernel ties a child's life to the thread that started it, so this thread outlives the children.
         """
+        cleared = 0.0
         while not self._stopping.wait(_WATCH_S):
-            with contextlib.suppress(ExportPipelineError):  # it did not start: tried again at the next look
+            with contextlib.suppress(ExportPipelineError):  # tried again at the next look
                 self.services.revive()
+                if time.monotonic() - cleared > _CLEAR_S:
+                    self._clear()
+                    cleared = time.monotonic()
             for child in self._children:
                 self._restart(child)
         self._stopped.wait()
+
+    def _clear(self) -> None:
+        services = self.services
+        leftovers.clear(services.database, services.work(), services.settings.home / "work")
 
     def _restart(self, child: Child) -> None:
         if child.process is None or child.process.poll() is None:

@@ -99,7 +99,7 @@ class Site:
 
     def give_keys(self, home: Path) -> None:
         """Every machine needs the same keys: each has copies."""
-        home.mkdir(mode=0o700)
+        home.mkdir(mode=0o700, exist_ok=True)
         for theirs, ours in zip(
             self.key_settings(home).values(), (self.key_file, self.pseudonym_key_file), strict=True
         ):
