@@ -5,6 +5,7 @@
     ├── InvalidRequest            what was asked cannot be exported: unknown type, bad format, unknown user
     ├── RequestNotFound           no export request has this id
     ├── WrongStatus               the request exists, but its status does not allow the action
+    │   └── FileGone              it had a file, which was deleted or has expired
     ├── RateLimited               too many requests in the last 24 hours
     ├── NotAuthenticated          nobody knows yet who asks
     ├── IdentityProviderUnavailable   (retryable)
@@ -67,6 +68,10 @@ class RequestNotFound(ExportPipelineError):
 
 class WrongStatus(ExportPipelineError):
     """The request exists, but its status does not allow the action."""
+
+
+class FileGone(WrongStatus):
+    """The request had a file, which was deleted or has expired."""
 
 
 class RateLimited(ExportPipelineError):
