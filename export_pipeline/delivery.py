@@ -15,6 +15,7 @@ from export_pipeline.db.requests import RequestStore
 from export_pipeline.errors import ConfigurationError, FileNotVerified, WrongStatus
 from export_pipeline.models import Actor, AuditAction, ExportFormat, ExportMetadata, RequestStatus
 from export_pipeline.render.formats import RENDERERS, delivered
+from export_pipeline.render.renderer import Renderer
 from export_pipeline.vault.store import Vault
 
 _WITH_FILE = (RequestStatus.COMPLETED, RequestStatus.PARTIAL)
@@ -67,7 +68,7 @@ def find(database: Database, request_id: str) -> DeliveredFile:
 
     Raises:
         RequestNotFound: There is no such request.
-        WrongStatus: It has no file (yet, or any more).
+        WrongStatus: It has no file (yet, or any more), or the file expired.
     """
     requests = RequestStore(database)
     request = requests.get(request_id)
@@ -77,13 +78,18 @@ def find(database: Database, request_id: str) -> DeliveredFile:
             f"There is no file to download: the request is {request.status.value.replace('_', ' ')}.",
             hint=request.error_message or "",
         )
+    if metadata.expired:
+        # The purge may not have been here yet.
+        raise WrongStatus("There is no file to download: it has expired.", hint="Request the export again.")
     renderer = RENDERERS[ExportFormat(metadata.format)]
+    for_recipient = metadata.content_encoding == "age"
     return DeliveredFile(
-        file_name=f"export-{request_id}.{renderer.extension}",
-        media_type=renderer.media_type,
+        file_name=f"export-{request_id}.{_extension(renderer, for_recipient=for_recipient)}",
+        media_type="application/octet-stream" if for_recipient else renderer.media_type,
         size=metadata.file_size_bytes,
         sha256=metadata.sha256,
         completed_at=request.completed_at or metadata.export_date,
+        as_stored=for_recipient,
         metadata=metadata,
     )
 
@@ -105,7 +111,8 @@ def read(vault: Vault, file: DeliveredFile, *, offset: int = 0, end: int | None 
         VaultError: The stored object or its key is gone.
         FileNotVerified: It is not the file that was completed.
     """
-    stored = vault.open(file.metadata.storage_key)
+    key = file.metadata.storage_key
+    stored = vault.sealed(key) if file.as_stored else vault.open(key)
     whole = _checked(delivered(stored, file.metadata.content_encoding), file)
     return whole if offset == 0 and end is None else _piece(whole, offset, file.size if end is None else end)
 
@@ -119,11 +126,18 @@ def deliver(database: Database, vault: Vault, request_id: str, actor: Actor) -> 
         VaultError: The file or its key is gone.
     """
     file = find(database, request_id)
-    vault.require_key()
+    if not file.as_stored:
+        vault.require_key()
     RequestStore(database).log(request_id, AuditAction.DOWNLOADED, actor)
     return Delivery(
         file_name=file.file_name, media_type=file.media_type, metadata=file.metadata, chunks=read(vault, file)
     )
+
+
+def _extension(renderer: Renderer, *, for_recipient: bool) -> str:
+    """A file for a recipient comes as it is stored: named by its layers, the outermost last."""
+    packed = ".gz" if renderer.content_encoding == "gzip" else ""
+    return f"{renderer.extension}{packed}.age" if for_recipient else renderer.extension
 
 
 def save(delivery: Delivery, file: Path) -> None:

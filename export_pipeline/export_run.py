@@ -6,10 +6,10 @@ step: a later run of the same request begins by clearing what it left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -38,6 +38,9 @@ from export_pipeline.pump import ahead
 from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import Document, FoundPart, Renderer
 from export_pipeline.render.streams import Digest
+from export_pipeline.vault import recipients
+from export_pipeline.vault.keys import Recipient, RunKeys
+from export_pipeline.vault.signing import Signer
 from export_pipeline.vault.store import Vault
 
 #: The user's id is no value of the user column's type: no row can match.
@@ -53,9 +56,11 @@ class StoredFile:
         url: Where it lies.
         stored_size: Bytes as stored.
         size: Bytes as delivered.
-        sha256: Hex digest of the delivered file.
+        sha256: Hex digest of the file as it is delivered.
         export_date: When it was made, ISO 8601.
-        manifest: What is in it.
+        manifest: What is in it, as it says itself, without the user's id.
+        content_encoding: See `ExportMetadata`.
+        sealed_for: Public key that opens it.
     """
 
     key: str
@@ -65,10 +70,21 @@ class StoredFile:
     sha256: str
     export_date: str
     manifest: dict[str, Any]
+    content_encoding: str
+    sealed_for: str
 
     def ticket(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReadBack:
+    """A stored file as it will be delivered."""
+
+    size: int
+    sha256: str
+    manifest: dict[str, Any]
 
 
 class ExportRun:
@@ -80,6 +96,8 @@ class ExportRun:
         vault: Where delivered files go.
         work: Where parts go, sealed like everything else.
         pseudonym_key: Gives the key of hashed columns for a purpose.
+        signer: Signs manifests.
+        retention: Request type → how long its file can be fetched.
         escape_formulas: Whether CSV must be safe to open in a spreadsheet.
         request_id: The request.
         run_id: The Dagster run.
@@ -94,6 +112,8 @@ class ExportRun:
         vault: Vault,
         work: Vault,
         pseudonym_key: Callable[[str], bytes],
+        signer: Signer,
+        retention: Callable[[str], timedelta],
         escape_formulas: bool = True,
         request_id: str,
         run_id: str,
@@ -108,6 +128,9 @@ class ExportRun:
         self._vault = vault
         self._work = work
         self._pseudonym_key = pseudonym_key
+        self._signer = signer
+        self._retention = retention
+        self._collected: set[str] = set()
         self._escape_formulas = escape_formulas
         self._reopen = reopen
         self._request: ExportRequest | None = None
@@ -125,8 +148,9 @@ class ExportRun:
             SourceError: The source cannot be asked.
             RunNotEntitled: Another run owns the request.
         """
+        own_keys = self._vault
         request = self._begin()
-        self._vault.require_key()
+        self._require_keys(request, own_keys)
         # Whatever earlier runs left: this one owns the request now.
         self._vault.delete_below(self.request_id)
         self._work.delete_below(self.request_id)
@@ -160,6 +184,7 @@ class ExportRun:
             key=f"{self._folder}/{data_type}.part",
             store=self._work.store,
         )
+        self._collected.add(part.key)
         if part.rows != part.rows_in_snapshot:
             raise SourceRefused(
                 f"The source counted {part.rows_in_snapshot} rows and sent {part.rows}.",
@@ -188,20 +213,23 @@ class ExportRun:
             request_id=request.request_id,
             export_date=export_date,
             manifest=contents,
+            sign=self._signer.sign,
         )
         stored = self._vault.store(
             f"{self._folder}/export.age",
             renderer.frame(document, parts, lambda part: self._work.open(part.key)),
         )
-        size, sha256 = self._read_back(renderer, stored.key, parts)
+        file = self._read_back(renderer, stored.key, parts, contents)
         return StoredFile(
             key=stored.key,
             url=stored.url,
             stored_size=stored.size,
-            size=size,
-            sha256=sha256,
+            size=file.size,
+            sha256=file.sha256,
             export_date=export_date.isoformat(),
-            manifest=contents,
+            manifest=file.manifest,
+            content_encoding=renderer.content_encoding if request.recipient is None else "age",
+            sealed_for=stored.sealed_for if request.recipient is None else request.recipient,
         )
 
     def write_metadata(self, file: StoredFile) -> ExportRequest:
@@ -224,12 +252,14 @@ class ExportRun:
                     stored_size_bytes=file.stored_size,
                     sha256=file.sha256,
                     storage_key=file.key,
-                    content_encoding=RENDERERS[export_format(file.manifest["format"])].content_encoding,
+                    content_encoding=file.content_encoding,
                     manifest=file.manifest,
+                    sealed_for=file.sealed_for,
                 ),
                 run_id=self.run_id,
                 file_url=file.url,
                 partial=_partial(file.manifest),
+                retention=self._retention(request.request_type),
             )
         except ExportPipelineError:
             self._clear()
@@ -274,8 +304,26 @@ class ExportRun:
         """Own the request: taken at the first step of this process, and made sure of at every later one."""
         self._lease.acquire()
         first = self._request is None
-        self._request = self._requests.start(self.request_id, self.run_id, reopen=self._reopen and first)
-        return self._request
+        request = self._requests.start(self.request_id, self.run_id, reopen=self._reopen and first)
+        if first and request.recipient is not None:
+            self._seal_for(recipients.parse(request.recipient))
+        self._request = request
+        return request
+
+    def _seal_for(self, recipient: Recipient) -> None:
+        """From here on nothing is sealed for the installation.
+
+        Parts and file are sealed for a key that this run makes for itself, the file for the recipient too. So it can be
+        read back now, and by nobody but the recipient after the run.
+        """
+        self._work = self._work.with_keys(RunKeys())
+        self._vault = self._vault.with_keys(RunKeys(recipient))
+
+    def _require_keys(self, request: ExportRequest, own: Vault) -> None:
+        self._signer.require()
+        public_keys = own.public_keys()
+        if request.recipient in public_keys:
+            raise InvalidRequest("The recipient is this installation itself.", hint="Leave the recipient out.")
 
     def _owned(self) -> ExportRequest:
         """The request as this step found it."""
@@ -363,18 +411,27 @@ class ExportRun:
         A re-execution, or a source that went away in the middle, leaves parts of an older snapshot.
         """
         present = set(self._work.keys(self.request_id))
+        if self._owned().recipient is not None:
+            present &= self._collected  # what another process of this run sealed, only that process can open
         moments = {part.snapshot_id for part in parts}
         if moments == {self._take_snapshot().info.id} and all(part.key in present for part in parts):
             return parts
         return [self.collect(plan, part.data_type) for part in parts]
 
-    def _read_back(self, renderer: Renderer, key: str, parts: Sequence[Part]) -> tuple[int, str]:
-        digest = Digest()
-        found = renderer.inspect(ahead(digest.watch(delivered(self._vault.open(key), renderer.content_encoding))))
+    def _read_back(
+        self, renderer: Renderer, key: str, parts: Sequence[Part], contents: Mapping[str, Any]
+    ) -> _ReadBack:
+        plain, sealed = Digest(), Digest()
+        opened = self._vault.open(key, watch=sealed.watch)
+        found = renderer.inspect(ahead(plain.watch(delivered(opened, renderer.content_encoding))))
         expected = {part.data_type: FoundPart(rows=part.rows, size=part.size, sha256=part.sha256) for part in parts}
         if found.parts != expected:
             raise FileNotVerified("The stored file does not hold what was collected.", hint="Retry the request.")
-        return digest.size, digest.sha256
+        stated = {name: value for name, value in found.manifest.items() if name != "user_id"}
+        if any(stated.get(name) != value for name, value in contents.items()):
+            raise FileNotVerified("The stored file does not state what was collected.", hint="Retry the request.")
+        as_delivered = plain if self._owned().recipient is None else sealed
+        return _ReadBack(size=as_delivered.size, sha256=as_delivered.sha256, manifest=stated)
 
     def _clear(self) -> None:
         self._work.delete_below(self._folder)

@@ -12,6 +12,7 @@ from export_pipeline.db.run_queue import RunQueue
 from export_pipeline.errors import InvalidRequest
 from export_pipeline.models import MAX_ID_LENGTH, REQUEST_ID_PATTERN, Actor, ExportRequest, NewRequest
 from export_pipeline.plan import export_format, request_type, requested_types, require_profile
+from export_pipeline.vault import recipients
 
 _MAX_REASON = 1000
 
@@ -58,6 +59,7 @@ class Intake:
         request_id: str | None = None,
         anonymize: str | None = None,
         idempotency_key: str | None = None,
+        recipient: str | None = None,
     ) -> ExportRequest:
         """Write a request; the sensor starts its run, after its approval where a data type needs one.
 
@@ -72,6 +74,7 @@ class Intake:
             request_id: An id of the caller's own; None makes one.
             anonymize: The anonymization profile that is applied; None asks for none.
             idempotency_key: Calls of one actor with the same key make one request.
+            recipient: Public key (age or SSH) that alone opens the file; None seals it for this installation.
 
         Raises:
             InvalidRequest: Something is wrong with what was asked; nothing was written.
@@ -88,9 +91,14 @@ class Intake:
             request_id=None if request_id is None else _request_id(request_id),
             anonymize=anonymize or None,
             idempotency_key=None if idempotency_key is None else _id(idempotency_key, "idempotency key"),
+            # An empty text is a mistake, and not the wish for a file that others can open.
+            recipient=None if recipient is None else recipients.canonical(recipient),
         )
         own = new.user_id == new.requested_by
-        return self._requests.insert(new, actor, limit=self._limits.for_oneself if own else self._limits.for_others)
+        made = self._requests.insert(new, actor, limit=self._limits.for_oneself if own else self._limits.for_others)
+        if made.recipient != new.recipient:
+            raise InvalidRequest("This idempotency key belongs to a request with another recipient.")
+        return made
 
     def approve(self, request_id: str, actor: Actor, reason: str = "") -> ExportRequest:
         """Let a request go into the queue; see `RequestStore.approve`."""

@@ -72,6 +72,8 @@ class AuditAction(StrEnum):
     DOWNLOADED = "export_downloaded"
     DELETED = "export_deleted"
     EXPIRED = "export_expired"
+    FILE_REMOVED = "file_removed"
+    FILE_MISSING = "file_missing"
     CONFIGURATION_CHANGED = "configuration_changed"
     SIGNED_IN = "signed_in"
     SIGN_IN_REFUSED = "sign_in_refused"
@@ -99,6 +101,7 @@ class ExportRequest:
     due_at: datetime | None = None
     decided_by: str | None = None
     decision_reason: str | None = None
+    recipient: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,7 @@ class NewRequest:
     request_id: str | None = None
     anonymize: str | None = None
     idempotency_key: str | None = None
+    recipient: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +155,17 @@ class ExportMetadata:
 
     Attributes:
         total_records: Rows in the file, over all data types.
-        file_size_bytes: Size of the delivered (decrypted) file.
+        file_size_bytes: Size of the file as it is delivered.
         stored_size_bytes: Size of the sealed object in the store.
-        sha256: Hex digest of the delivered file.
+        sha256: Hex digest of the file as it is delivered.
         storage_key: Name of the sealed object in the store.
-        content_encoding: ``gzip`` when the sealed object is compressed as a whole, else ``identity``.
+        content_encoding: ``gzip`` when what is sealed must be decompressed on delivery, ``age`` when the sealed object
+            itself is delivered, to the one who can open it; else ``identity``.
         manifest: The manifest as in the file.
+        sealed_for: Public key that opens the sealed object; None where nobody wrote it down.
+        expires_at: When it can be fetched no more.
+        removed_at: When the sealed object was removed.
+        expired: Whether that moment was past, by the clock of our database, when this was read.
     """
 
     request_id: str
@@ -171,6 +180,10 @@ class ExportMetadata:
     storage_key: str
     content_encoding: str
     manifest: dict[str, Any]
+    sealed_for: str | None = None
+    expires_at: datetime | None = None
+    removed_at: datetime | None = None
+    expired: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

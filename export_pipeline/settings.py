@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -55,8 +56,8 @@ class Settings(BaseSettings):
     )
     kms_key_id: str | None = Field(
         None,
-        description="Key of AWS KMS (id, ARN or alias) that keeps the identities in the key file closed; needs the extra"
-        " `kms`.",
+        description="Key of AWS KMS (id, ARN or alias) that keeps the identities in the key file closed; needs the "
+        "extra `kms`.",
     )
     signing_key_file: Path | None = Field(
         None,
@@ -169,7 +170,11 @@ class Settings(BaseSettings):
         description="What CSV does with texts that a spreadsheet would run as a formula: `escape` puts a single quote "
         "before them (and before a leading single quote, so that it can be undone), `raw` leaves them as they are.",
     )
-    retention_days: int = Field(7, ge=1, description="Days that a delivered file can be fetched.")
+    retention_days: int = Field(7, ge=1, description="Days from its completion that a delivered file can be fetched.")
+    retention_days_gdpr: int | None = Field(None, ge=1, description="The same for gdpr requests.")
+    retention_days_backup: int | None = Field(None, ge=1, description="The same for backup requests.")
+    retention_days_audit: int | None = Field(None, ge=1, description="The same for audit requests.")
+    retention_days_custom: int | None = Field(None, ge=1, description="The same for custom requests.")
 
     @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file", "link_key_file")
     @classmethod
@@ -217,6 +222,11 @@ class Settings(BaseSettings):
             raise ValueError("must be file:///folder or s3://bucket/prefix")
         return url or None
 
+    @property
+    def local_workers(self) -> int:
+        """Runs at the same time on this machine."""
+        return self.max_concurrent_runs if self.workers is None else self.workers
+
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Settings:
         if self.keys is not None and (self.key_file is not None or self.kms_key_id is not None):
@@ -235,11 +245,6 @@ class Settings(BaseSettings):
     def api_url(self) -> str:
         """Address at which people reach the API, without a slash at its end."""
         return self.public_url or f"http://127.0.0.1:{self.api_port}"
-
-    @property
-    def local_workers(self) -> int:
-        """Runs at the same time on this machine."""
-        return self.max_concurrent_runs if self.workers is None else self.workers
 
     @field_validator("oidc_issuer")
     @classmethod
@@ -278,6 +283,21 @@ class Settings(BaseSettings):
         """The provider's names for roles → ours; empty when it uses ours."""
         pairs = (pair.rpartition("=") for pair in self.oidc_roles.split(",") if pair)
         return {theirs.strip(): ours.strip() for theirs, _, ours in pairs}
+
+    def retention(self, kind: str) -> timedelta:
+        """How long the file of a request of this type can be fetched."""
+        of_kind = {
+            "gdpr": self.retention_days_gdpr,
+            "backup": self.retention_days_backup,
+            "audit": self.retention_days_audit,
+            "custom": self.retention_days_custom,
+        }
+        return timedelta(days=of_kind.get(kind) or self.retention_days)
+
+    @property
+    def longest_retention(self) -> timedelta:
+        """Nothing in the store is wanted for longer."""
+        return max(self.retention(kind) for kind in ("gdpr", "backup", "audit", "custom", ""))
 
     @field_validator("api_trusted_proxies")
     @classmethod

@@ -1,46 +1,75 @@
-"""Checking a delivered file alone: does it hold what its own manifest says?"""
+"""Checking a delivered file alone: does it hold what its own manifest says, and who signed that?"""
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from export_pipeline.errors import ConfigurationError, FileNotVerified
 from export_pipeline.models import ExportFormat
-from export_pipeline.render.formats import RENDERERS
+from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import FoundPart, Inspection
+from export_pipeline.vault import signing
+from export_pipeline.vault.signing import SignerFact
 
 _CHUNK = 1024 * 1024
+_GZIP, _AGE = b"\x1f\x8b", b"age-encryption.org/"
 
 
-def verify(file: Path) -> Inspection:
-    """Read a delivered (decrypted) file and compare rows, sizes and hashes with its manifest.
+@dataclass(frozen=True, kw_only=True)
+class Verified(Inspection):
+    """A file that holds what its manifest says.
+
+    Attributes:
+        signer: Who signed the manifest; None when nobody did.
+    """
+
+    signer: SignerFact | None
+
+
+def verify(file: Path, keys: Sequence[str] = ()) -> Verified:
+    """Read a delivered (decrypted) file, compare rows, sizes and hashes with its manifest, and check the signature.
+
+    Args:
+        file: Its path. A JSON document may still be gzipped, as it comes out of a file for a recipient.
+        keys: Public signing keys to trust. Without any, a signature shows only that nothing was changed since.
 
     Raises:
-        ConfigurationError: The file cannot be read.
-        FileNotVerified: It is no export, damaged, or does not agree with its manifest; says where.
+        ConfigurationError: The file cannot be read, or one of `keys` is none.
+        FileNotVerified: It is no export, damaged, does not agree with its manifest, or is not signed by one of `keys`;
+            says where.
     """
     try:
         with file.open("rb") as opened:
-            inspection = RENDERERS[_format(opened)].inspect(_chunks(opened))
+            form, packed = _format(opened)
+            content = delivered(_chunks(opened), "gzip" if packed else "identity")
+            inspection = RENDERERS[form].inspect(content)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}.") from None
     _compare(inspection)
-    return inspection
+    return Verified(
+        manifest=inspection.manifest,
+        parts=inspection.parts,
+        user_id=inspection.user_id,
+        signer=_signer(inspection, keys),
+    )
 
 
-def _format(opened: BinaryIO) -> ExportFormat:
-    """A JSON document begins with a brace; an archive says in its manifest what it is."""
-    magic = opened.read(2)
-    if magic == b"{\n":
-        return ExportFormat.JSON
+def _format(opened: BinaryIO) -> tuple[ExportFormat, bool]:
+    """What it is, and whether it is gzipped: a JSON document begins with a brace; an archive says in its manifest."""
+    magic = opened.read(len(_AGE))
+    if magic == _AGE:
+        raise FileNotVerified("This file is encrypted.", hint="Open it with `age -d -i KEY` first.")
+    if magic.startswith((b"{\n", _GZIP)):
+        return ExportFormat.JSON, magic.startswith(_GZIP)
     try:
         with zipfile.ZipFile(opened) as archive:
-            return ExportFormat(json.loads(archive.read("manifest.json"))["format"])
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError):
+            return ExportFormat(json.loads(archive.read("manifest.json"))["format"]), False
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, TypeError):
         raise FileNotVerified("This is no file that export-pipeline delivered, or it is damaged.") from None
 
 
@@ -72,3 +101,11 @@ def _stated(manifest: dict[str, Any]) -> dict[str, FoundPart]:
         }
     except (KeyError, TypeError):
         raise FileNotVerified("The manifest is not complete.") from None
+
+
+def _signer(inspection: Inspection, keys: Sequence[str]) -> SignerFact | None:
+    statement = {"user_id": inspection.user_id, **inspection.manifest}
+    signature = statement.pop(signing.SIGNATURE, None)
+    if signature is None and keys:
+        raise FileNotVerified("The file is not signed.", hint="Files of earlier versions are not.")
+    return None if signature is None else signing.check(statement, signature, keys)

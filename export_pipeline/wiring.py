@@ -13,6 +13,7 @@ import psycopg
 from export_pipeline import embedded
 from export_pipeline.collect.source import Source
 from export_pipeline.db.data_types import DataTypeStore
+from export_pipeline.db.files import FileStore
 from export_pipeline.db.migrate import migrate, require_current
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
@@ -27,7 +28,7 @@ from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.sign_in.gatekeeper import Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier
 from export_pipeline.sign_in.tokens import Issuer
-from export_pipeline.vault import keys, link_tokens, pseudonyms, token_keys
+from export_pipeline.vault import keys, link_tokens, pseudonyms, signing, token_keys
 from export_pipeline.vault.key_service import AwsKms
 from export_pipeline.vault.keys import EnvironmentKeys, KeyFile, KeySource
 from export_pipeline.vault.store import Vault
@@ -52,6 +53,11 @@ class Services:
     def requests(self) -> RequestStore:
         """The life of requests."""
         return RequestStore(self.database)
+
+    @property
+    def files(self) -> FileStore:
+        """Stored files as our tables know them."""
+        return FileStore(self.database)
 
     @property
     def data_types(self) -> DataTypeStore:
@@ -133,6 +139,8 @@ class Services:
             vault=self.vault(),
             work=self.work(),
             pseudonym_key=partial(pseudonyms.derive, pseudonym_key_file(self.settings)),
+            signer=signing.Signer(signing_key_file(self.settings)),
+            retention=self.settings.retention,
             escape_formulas=self.settings.csv_formulas is CsvFormulas.ESCAPE,
             request_id=request_id,
             run_id=run_id,
@@ -212,6 +220,8 @@ def make_keys(settings: Settings) -> None:
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if settings.key_file is None and settings.keys is None:
         keys.create(key_file(settings), key_service(settings))
+    if settings.signing_key_file is None:
+        signing.create(signing_key_file(settings))
     if settings.pseudonym_key_file is None:
         pseudonyms.create(pseudonym_key_file(settings))
     token_keys.create(token_key_file(settings))
@@ -234,6 +244,11 @@ def key_service(settings: Settings) -> AwsKms | None:
 def key_file(settings: Settings) -> Path:
     """Where the age identities are."""
     return settings.key_file or settings.home / "keys" / "age.txt"
+
+
+def signing_key_file(settings: Settings) -> Path:
+    """Where the key that signs manifests is."""
+    return settings.signing_key_file or settings.home / "keys" / "signing.txt"
 
 
 def pseudonym_key_file(settings: Settings) -> Path:

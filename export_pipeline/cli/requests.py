@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from export_pipeline import settings, wiring
+from export_pipeline.cli import recipient_key
 from export_pipeline.cli.output import AsJson, cell, console, human_size, print_json, print_table
 from export_pipeline.db.watch import ON_ITS_WAY, follow
 from export_pipeline.delivery import deliver, save
@@ -29,15 +30,34 @@ def request(
     anonymize: Annotated[
         str | None, typer.Option("--anonymize", help="Anonymization profile of the data types.")
     ] = None,
+    recipient: Annotated[
+        str | None,
+        typer.Option("--recipient", help="Public key (age1… or SSH), or @FILE with it, that alone opens the file."),
+    ] = None,
+    passphrase: Annotated[
+        bool,
+        typer.Option("--passphrase", help="Make a key pair here, closed with a passphrase; only it opens the file."),
+    ] = False,
+    key_out: Annotated[
+        Path | None, typer.Option("--key-out", help="With --passphrase: where the closed key goes.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the request has ended; needs `up`.")] = False,
     timeout: Annotated[float, typer.Option(help="Longest wait, in seconds.")] = 3600.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask for an export; prints the request's id."""
+    key = recipient_key.chosen(recipient, passphrase=passphrase, key_out=key_out)
     with wiring.connect(settings.load()) as services:
-        made = services.intake.request(
-            user_id=user, data_types=data_types or [], actor=_me(), format=form, kind=kind, anonymize=anonymize
-        )
+        with recipient_key.on_disk(key):
+            made = services.intake.request(
+                user_id=user,
+                data_types=data_types or [],
+                actor=_me(),
+                format=form,
+                kind=kind,
+                anonymize=anonymize,
+                recipient=key.public_key,
+            )
         shown = None
         for changed in follow(services.database, [made.request_id], timeout=timeout if wait else 0.0):
             made = changed
@@ -69,9 +89,11 @@ def status(request_id: RequestId, as_json: AsJson = False) -> None:
         "attempt": found.attempt,
         "Dagster run": found.run_id,
         "message": found.error_message,
+        "only for": found.recipient,
     }
     if metadata:
         shown |= {"file": human_size(metadata.file_size_bytes), "sha256": metadata.sha256}
+        shown |= {"expires at": metadata.expires_at}
     print_table(["", found.request_id], list(shown.items()))
     if metadata:
         parts = [[p["data_type"], p["rows"], human_size(p["bytes"])] for p in metadata.manifest["parts"]]
@@ -191,12 +213,19 @@ def download(
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A delivered, decrypted file.")],
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="A public signing key to trust, from `keys list`; repeat it for more."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a delivered file against its own manifest: rows, sizes and hashes."""
-    inspection = verify_file(file)
+    """Check a delivered file against its own manifest: rows, sizes, hashes and signature. Needs nothing but the file."""
+    inspection = verify_file(file, key or [])
+    signer = inspection.signer
     if as_json:
-        print_json({"verified": True, "parts": inspection.parts, "not_exported": inspection.manifest["not_exported"]})
+        signed = signer and {"key_id": signer.key_id, "public_key": signer.public_key, "trusted": bool(key)}
+        missing = inspection.manifest["not_exported"]
+        print_json({"verified": True, "parts": inspection.parts, "not_exported": missing, "signature": signed})
         return
     print_table(
         ["data type", "rows", "size", "sha256"],
@@ -205,6 +234,12 @@ def verify(
     for missing in inspection.manifest["not_exported"]:
         console.print(f"[yellow]Not exported:[/] {cell(missing['data_type'])}: {cell(missing['reason'])}")
     console.print("[green]The file holds what its manifest says.[/]")
+    if signer is None:
+        console.print("[yellow]The manifest is not signed.[/]")
+    elif key:
+        console.print(f"[green]It is signed by the key that you trust:[/] {signer.key_id}")
+    else:
+        console.print(f"Unchanged since it was signed by {signer.public_key}: compare with `--key`.")
 
 
 COMMANDS = (

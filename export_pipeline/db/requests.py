@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -41,7 +41,7 @@ _Row = TypeVar("_Row")
 
 _COLUMNS = """request_id, user_id, requested_by, request_type, data_types, format, status, requested_at,
     completed_at, file_url, error_message, attempt, run_id, anonymize,
-    due_at, decided_by, decision_reason"""
+    due_at, decided_by, decision_reason, recipient"""
 
 #: One move of one request: `set` and `guard` are constants of this file, everything else is bound.
 _MOVE = (
@@ -79,9 +79,10 @@ WHERE requested_by = %(requested_by)s AND requested_at > now() - interval '24 ho
 """
 _INSERT = f"""
 INSERT INTO export_pipeline.export_requests
-    (request_id, user_id, requested_by, request_type, data_types, format, anonymize, idempotency_key, sameness)
+    (request_id, user_id, requested_by, request_type, data_types, format, anonymize, recipient, idempotency_key,
+     sameness)
 VALUES (coalesce(%(request_id)s, gen_random_uuid()::text), %(user_id)s, %(requested_by)s, %(request_type)s,
-        %(data_types)s, %(format)s, %(anonymize)s, %(idempotency_key)s,
+        %(data_types)s, %(format)s, %(anonymize)s, %(recipient)s, %(idempotency_key)s,
         CASE WHEN %(request_id)s::text IS NULL THEN %(sameness)s END)
 RETURNING {_COLUMNS}
 """
@@ -118,6 +119,10 @@ WITH busy AS MATERIALIZED (
     SELECT request_id, user_id, %(action)s, %(actor)s, 'attempt ' || attempt FROM claimed
 )
 SELECT request_id, attempt FROM claimed JOIN chosen USING (request_id) ORDER BY place
+"""
+
+_METADATA = """
+SELECT *, coalesce(expires_at <= now(), false) AS expired FROM export_pipeline.export_metadata WHERE request_id = %s
 """
 
 #: Reads only requests that are on their way.
@@ -231,7 +236,7 @@ class RequestStore:
     def metadata(self, request_id: str) -> ExportMetadata | None:
         """Read what the delivered file of a request holds; None before there is one."""
         with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            cursor.execute("SELECT * FROM export_pipeline.export_metadata WHERE request_id = %s", [request_id])
+            cursor.execute(_METADATA, [request_id])
             row = cursor.fetchone()
         return ExportMetadata(**{**row, "data_types_included": tuple(row["data_types_included"])}) if row else None
 
@@ -488,7 +493,15 @@ class RequestStore:
                 hint="Nothing is wrong with the run; use `export-pipeline retry` to export again.",
             ) from None
 
-    def complete(self, metadata: ExportMetadata, *, run_id: str, file_url: str, partial: str) -> ExportRequest:
+    def complete(
+        self,
+        metadata: ExportMetadata,
+        *,
+        run_id: str,
+        file_url: str,
+        partial: str,
+        retention: timedelta = timedelta(days=7),
+    ) -> ExportRequest:
         """Publish the file of a request: metadata, status and audit row in one transaction.
 
         Args:
@@ -496,6 +509,7 @@ class RequestStore:
             run_id: The run that made it; only the owner may complete.
             file_url: Where the sealed object lies.
             partial: Empty, or one sentence that names what was asked for and is not in the file.
+            retention: How long the file can be fetched from now on.
 
         Raises:
             RunNotEntitled: Another run owns the request by now.
@@ -518,6 +532,8 @@ class RequestStore:
             )
             if moved is None:
                 raise RunNotEntitled("Another run owns the request by now; this file was discarded.")
+            if moved.completed_at is not None:
+                metadata = replace(metadata, expires_at=moved.completed_at + retention)
             _write_metadata(connection, metadata)
             return moved
 
@@ -605,7 +621,7 @@ def _request(row: dict[str, Any]) -> ExportRequest:
 def _write_metadata(connection: Connection, metadata: ExportMetadata) -> None:
     """A retried request replaces the metadata of an earlier file."""
     values = {
-        **{name: getattr(metadata, name) for name in metadata.__dataclass_fields__},
+        **{name: getattr(metadata, name) for name in metadata.__dataclass_fields__ if name != "expired"},
         "data_types_included": list(metadata.data_types_included),
         "manifest": Jsonb(metadata.manifest),
     }
@@ -633,8 +649,9 @@ def _values(new: NewRequest) -> dict[str, Any]:
         "data_types": list(new.data_types),
         "format": new.format.value,
         "anonymize": new.anonymize,
+        "recipient": new.recipient,
         "idempotency_key": new.idempotency_key,
-        "sameness": hashlib.sha256(json.dumps([*asked, new.anonymize]).encode()).hexdigest(),
+        "sameness": hashlib.sha256(json.dumps([*asked, new.anonymize, new.recipient]).encode()).hexdigest(),
     }
 
 

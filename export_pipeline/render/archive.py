@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from export_pipeline.collect.parts import Part
 from export_pipeline.collect.statements import RowEncoding
@@ -56,14 +56,14 @@ class ArchiveRenderer(ABC):
         parts: dict[str, FoundPart] = {}
         for member in zip64.read(delivered):
             if member.name == MANIFEST:
-                manifest = json_object(b"".join(member.content), "manifest")
+                manifest = read_manifest(member.content)
             elif member.name.endswith(self.suffix):
                 parts[member.name.removesuffix(self.suffix)] = self.found(member.content)
             else:
                 raise FileNotVerified(f"The archive holds something else than {self.suffix} files.")
         if manifest is None:
             raise FileNotVerified("The archive holds no manifest.")
-        return Inspection(manifest=manifest, parts=parts)
+        return Inspection(manifest=manifest, parts=parts, user_id=manifest.get("user_id"))
 
     def found(self, content: Iterable[bytes]) -> FoundPart:
         """Read a member to its end and say what it is."""
@@ -74,7 +74,7 @@ class ArchiveRenderer(ABC):
         return FoundPart(rows=rows, size=digest.size, sha256=digest.sha256)
 
     def _members(
-        self, document: Document, parts: Sequence[Part], read: Callable[[Part], Iterator[bytes]]
+        self, document: Document, parts: Sequence[Part], read: Callable[[Part], Iterator[bytes]], **more: Any
     ) -> Iterator[zip64.Member]:
         for part in parts:
             yield zip64.Member(
@@ -85,5 +85,23 @@ class ArchiveRenderer(ABC):
                 packed=read(part),
                 deflated=self.deflated,
             )
-        manifest = {"user_id": document.user_id, **document.manifest}
-        yield zip64.text_member(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1).encode())
+        manifest = {"user_id": document.user_id, **document.stated(**more)}
+        yield zip64.text_member(MANIFEST, _written(manifest))
+
+
+def read_manifest(content: Iterable[bytes]) -> dict[str, Any]:
+    """Read the manifest of an archive.
+
+    Raises:
+        FileNotVerified: It is not written as we write it. JSON can say things in many ways, such as a key twice, and
+            two readers could understand it differently.
+    """
+    text = b"".join(content)
+    manifest = json_object(text, "manifest")
+    if text != _written(manifest):
+        raise FileNotVerified("The manifest is not written as an export's.")
+    return manifest
+
+
+def _written(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, ensure_ascii=False, indent=1).encode(errors="surrogatepass")

@@ -36,12 +36,12 @@ class JsonRenderer:
             yield gzip_text((glue + json.dumps(part.data_type) + ": [\n").encode())
             yield from gzip_member(read(part), part.crc32, part.size)
             glue = ("\n" if part.rows else "") + "],\n"
-        yield gzip_text((glue.rstrip(",\n") + "\n},\n" + _closing(document.manifest)).encode())
+        yield gzip_text((glue.rstrip(",\n") + "\n},\n" + _closing(document.stated())).encode())
 
     def inspect(self, delivered: Iterable[bytes]) -> Inspection:
         """See `Renderer.inspect`."""
         scanner = Scanner(delivered)
-        _check_opening(b"".join(scanner.until(b',\n"data": {\n')))
+        opening = _read_opening(b"".join(scanner.until(b',\n"data": {\n')))
         parts: dict[str, FoundPart] = {}
         after = scanner.exactly(1)
         while after.endswith(b'"'):
@@ -56,7 +56,10 @@ class JsonRenderer:
             after += scanner.exactly(1)
         if not after.endswith(b"},"):
             raise _strange()
-        return Inspection(manifest=_metadata(scanner), parts=parts)
+        metadata = _metadata(scanner)
+        if any(metadata.get(name, opening[name]) != opening[name] for name in ("request_id", "export_date")):
+            raise FileNotVerified("The beginning of the file does not agree with its metadata.")
+        return Inspection(manifest=metadata, parts=parts, user_id=opening["user_id"])
 
 
 def _strange() -> FileNotVerified:
@@ -86,10 +89,11 @@ def _count(scanner: Scanner) -> FoundPart:
     return FoundPart(rows=rows, size=digest.size, sha256=digest.sha256)
 
 
-def _check_opening(text: bytes) -> None:
+def _read_opening(text: bytes) -> dict[str, str]:
     fields = json_object(text + b"}", "opening")
     if list(fields) != list(_OPENING) or not all(isinstance(value, str) for value in fields.values()):
         raise _strange()
+    return fields
 
 
 def _metadata(scanner: Scanner) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from export_pipeline.collect.statements import RowEncoding
 from export_pipeline.errors import FileNotVerified
 from export_pipeline.models import ExportFormat
 from export_pipeline.render import zip64
-from export_pipeline.render.archive import MANIFEST
+from export_pipeline.render.archive import MANIFEST, read_manifest
 from export_pipeline.render.ndjson_archive import NdjsonRenderer
 from export_pipeline.render.renderer import Document, Inspection
-from export_pipeline.render.streams import inflate, json_object
+from export_pipeline.render.streams import inflate
 
 _MAGIC = b"%PDF-"
 
@@ -46,7 +46,7 @@ class PdfRenderer(NdjsonRenderer):
         parts, volumes = {}, []
         for member in zip64.read(delivered):
             if member.name == MANIFEST:
-                manifest = json_object(b"".join(member.content), "manifest")
+                manifest = read_manifest(member.content)
             elif member.name.endswith(".pdf"):
                 volumes.append(_stated(member.name, b"".join(member.content)))
             elif member.name.endswith(self.suffix):
@@ -57,7 +57,7 @@ class PdfRenderer(NdjsonRenderer):
             raise FileNotVerified("The archive holds no manifest.")
         if manifest.get("volumes") != volumes or not volumes:
             raise FileNotVerified("The volumes of the report are not those that the manifest names.")
-        return Inspection(manifest=manifest, parts=parts)
+        return Inspection(manifest=manifest, parts=parts, user_id=manifest.get("user_id"))
 
     def _all_members(
         self, document: Document, parts: Sequence[Part], read: Callable[[Part], Iterator[bytes]]
@@ -69,17 +69,7 @@ class PdfRenderer(NdjsonRenderer):
         for volume in render_report(_report(document), lambda section: _rows(read(by_type[section.data_type]))):
             volumes.append(_stated(volume.name, volume.content))
             yield _plain_member(volume.name, volume.content)
-        stated = {**document.manifest, "volumes": volumes}
-        yield from self._members(
-            Document(
-                user_id=document.user_id,
-                request_id=document.request_id,
-                export_date=document.export_date,
-                manifest=stated,
-            ),
-            parts,
-            read,
-        )
+        yield from self._members(document, parts, read, volumes=volumes)
 
 
 def _report(document: Document) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -21,12 +21,21 @@ class Document:
         request_id: The request that it answers.
         export_date: When it was made.
         manifest: As `manifest.build` states it.
+        sign: Signs a statement; None leaves the file unsigned.
     """
 
     user_id: str
     request_id: str
     export_date: datetime
     manifest: dict[str, Any]
+    sign: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+    def stated(self, **more: Any) -> dict[str, Any]:
+        """The manifest as it stands in the file: with what the format adds, and signed together with the user's id."""
+        contents = {**self.manifest, **more}
+        if self.sign is None:
+            return contents
+        return {**contents, "signature": self.sign({"user_id": self.user_id, **contents})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +60,12 @@ class Inspection:
     Attributes:
         manifest: The manifest inside.
         parts: Data type → what was found.
+        user_id: Whose data it says it is.
     """
 
     manifest: dict[str, Any]
     parts: dict[str, FoundPart]
+    user_id: str | None = None
 
 
 class Renderer(Protocol):

@@ -22,7 +22,7 @@ from export_pipeline.errors import StorageUnavailable, VaultError
 from export_pipeline.vault.keys import KeyFile, KeyRing, KeySource
 from export_pipeline.vault.seal import seal, unseal
 
-_LOCAL_PART, _LOCAL_UPLOADS = 8 * 1024 * 1024, 12
+_LOCAL_PART, _LOCAL_UPLOADS = 4 * 1024 * 1024, 2
 #: An S3 store takes 10,000 parts of an upload, so their size bounds a file: 160 GB, as stored. Two are on their way at
 #: once, for each is held in memory.
 _REMOTE_PART, _REMOTE_UPLOADS = 16 * 1024 * 1024, 2
@@ -142,14 +142,51 @@ class Vault:
             _guard(_settle, self._folder / key, self._folder)
         return StoredObject(key=key, url=f"{self._url}/{key}", size=size, sealed_for=str(ring.recipient))
 
-    def open(self, key: str) -> Iterator[bytes]:
+    def with_keys(self, keys: KeySource) -> Vault:
+        """The same store, sealed and opened by other keys."""
+        return Vault(self._url, keys, lasting=self._lasting)
+
+    def open(
+        self, key: str, *, watch: Callable[[Iterator[bytes]], Iterator[bytes]] = lambda sealed: sealed
+    ) -> Iterator[bytes]:
         """Read an object back, decrypted, in chunks.
+
+        Args:
+            key: Its name.
+            watch: Passes the sealed chunks on, and may look at them.
 
         Raises:
             VaultError: There is no such object.
             SealBroken: It is damaged, or sealed for other keys. The chunks so far must be thrown away.
         """
-        yield from unseal(self._sealed(key), self._ring)
+        yield from unseal(watch(self.sealed(key)), self._ring)
+
+    def sealed(self, key: str) -> Iterator[bytes]:
+        """Read an object as it is stored: for whom it is sealed, that is the file.
+
+        Raises:
+            VaultError: There is no such object.
+        """
+        store = self._store
+        try:
+            # By ranges: of a local file, the library's stream of small chunks costs ten times the processor time.
+            reader = obstore.open_reader(store, _checked(key), buffer_size=_READ_AHEAD)
+            while chunk := bytes(reader.read(_READ_CHUNK)):
+                yield chunk
+        except FileNotFoundError:
+            if not self._folder:
+                self.keys(key)  # an S3 store answers alike when the whole bucket is gone
+            raise VaultError("The stored file is gone.", hint="Request the export again.") from None
+        except (BaseError, OSError) as error:
+            raise _unavailable(error) from None
+
+    def public_keys(self) -> list[str]:
+        """The public halves of the keys that open what is stored.
+
+        Raises:
+            KeyUnusable: There is none.
+        """
+        return [str(identity.to_public()) for identity in self._ring.identities]
 
     def presigned(self, key: str, lifetime: timedelta) -> str | None:
         """Make an address at which anybody gets the sealed object from an S3 store, for a while.
@@ -189,20 +226,6 @@ class Vault:
         """Names of the stored objects."""
         found = _guard(lambda: obstore.list(self._store, prefix=_checked(prefix) if prefix else None).collect())
         return sorted(meta["path"] for meta in found)
-
-    def _sealed(self, key: str) -> Iterator[bytes]:
-        store = self._store
-        try:
-            # By ranges: of a local file, the library's stream of small chunks costs ten times the processor time.
-            reader = obstore.open_reader(store, _checked(key), buffer_size=_READ_AHEAD)
-            while chunk := bytes(reader.read(_READ_CHUNK)):
-                yield chunk
-        except FileNotFoundError:
-            if not self._folder:
-                self.keys(key)  # an S3 store answers alike when the whole bucket is gone
-            raise VaultError("The stored file is gone.", hint="Request the export again.") from None
-        except (BaseError, OSError) as error:
-            raise _unavailable(error) from None
 
 
 def _checked(key: str) -> str:

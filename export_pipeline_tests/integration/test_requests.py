@@ -588,11 +588,11 @@ def test_a_run_that_nobody_claimed_is_the_first_attempt(store: RequestStore, put
 def test_completing_writes_metadata_and_status(store: RequestStore, put: Callable[..., str]) -> None:
     put(status="processing", run_id=RUN, data_types=["user_errors", "user_clicks"])
     made = store.complete(what_was_made(), run_id=RUN, file_url="file:///x", partial="Not exported: user_errors.")
-    assert store.metadata("r") == what_was_made()
+    assert made.completed_at is not None
+    assert store.metadata("r") == what_was_made(expires_at=made.completed_at + timedelta(days=7))
     assert (made.status, made.file_url, made.error_message, made.data_types) == (
         RequestStatus.PARTIAL, "file:///x", "Not exported: user_errors.", ("user_clicks", "user_errors"),
     )  # fmt: skip
-    assert made.completed_at is not None
 
 
 def test_completing_whole_leaves_no_message(store: RequestStore, put: Callable[..., str]) -> None:
@@ -627,8 +627,18 @@ def test_a_later_file_replaces_the_metadata(store: RequestStore, put: Callable[.
     with store._database.connect() as connection:
         connection.execute("UPDATE export_pipeline.export_requests SET status = 'processing', run_id = 'run-2'")
     later = what_was_made(total_records=13, storage_key="r/run-2/export.age")
-    store.complete(later, run_id="run-2", file_url="file:///y", partial="")
-    assert store.metadata("r") == later
+    made = store.complete(later, run_id="run-2", file_url="file:///y", partial="", retention=timedelta(days=2))
+    assert made.completed_at is not None
+    assert store.metadata("r") == replace(later, expires_at=made.completed_at + timedelta(days=2))
+
+
+def test_the_database_tells_when_a_file_has_expired(store: RequestStore, put: Callable[..., str]) -> None:
+    put(status="processing", run_id=RUN)
+    complete(store)
+    assert not store.metadata("r").expired
+    with store._database.connect() as connection:
+        connection.execute("UPDATE export_pipeline.export_metadata SET expires_at = now()")
+    assert store.metadata("r").expired
 
 
 def test_only_the_owner_fails(store: RequestStore, put: Callable[..., str], admin: psycopg.Connection) -> None:

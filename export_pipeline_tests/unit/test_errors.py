@@ -50,6 +50,7 @@ def test_it_is_explained_and_hangs_on_the_tree(error: type[ExportPipelineError])
 def test_what_can_be_retried_is_what_may_pass_by_itself() -> None:
     assert {error.__name__ for error in CLASSES if error.retryable} == {
         "DatabaseUnavailable",
+        "KeyServiceUnavailable",
         "SourceUnavailable",
         "StorageUnavailable",
     }
