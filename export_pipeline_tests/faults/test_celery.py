@@ -1,12 +1,13 @@
 """Several machines without a shared disk: one loses its power in the middle of a run, and every request is completed.
 
-With real servers: PostgreSQL by TCP, an S3 store, a broker. With the launcher `celery` a dead run is noticed by its lease,
-with `warm` also by its worker's lock.
+With real servers: PostgreSQL by TCP, an S3 store, a broker. With the launcher `celery` a dead run is noticed by its
+lease, with `warm` also by its worker's lock.
 """
 
 from __future__ import annotations
 
-import os
+import base64
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,14 +15,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 
 from export_pipeline import verify, wiring
 from export_pipeline.db.watch import follow
 from export_pipeline.delivery import deliver, save
 from export_pipeline.models import Actor, ExportRequest
 from export_pipeline.wiring import Services
-from export_pipeline_tests import machines
-from export_pipeline_tests.machines import Machine, Site
+from export_pipeline_tests import machines, servers
+from export_pipeline_tests.machines import Site
 
 PATIENCE_S = 60.0
 USERS = [f"user-{number:04d}" for number in range(3, 9)]
@@ -76,6 +78,8 @@ def test_a_machine_loses_its_power(launcher: str, site: Site, services: Services
         ids = [ask(services, user) for user in USERS]
         wait_until(lambda: len(blocked(site.database_url)) == 2, say=lambda: control.log() + first.log())
         assert first.parts(), "the run on it is in the middle"
+        if launcher == "celery":
+            check_messages(site, ids)
         began = time.monotonic()
         first.kill()
         lock.rollback()
@@ -91,6 +95,21 @@ def test_a_machine_loses_its_power(launcher: str, site: Site, services: Services
         first = start("first", "worker", 1)
         wait_until(lambda: not first.parts(), say=first.log)
         assert not (control.home / "storage").exists()
+
+
+def check_messages(site: Site, ids: list[str]) -> None:
+    """The broker is told which run to execute, and nothing that it should not know."""
+    with redis.Redis.from_url(site.environment["EXPORT_PIPELINE_BROKER_URL"]) as broker:
+        messages = [json.loads(message)[0] for message in broker.hvals("unacked")]
+    bodies = [base64.b64decode(message["body"]).decode() for message in messages]
+    assert len(bodies) == 2
+    with psycopg.connect(site.database_url) as connection:
+        runs = connection.execute(
+            "SELECT run_id FROM export_pipeline.export_requests WHERE status = 'processing'"
+        ).fetchall()
+    assert all(any(run_id in body for body in bodies) for (run_id,) in runs)
+    for body in bodies:
+        assert not [word for word in (servers.PASSWORD, "secret-of", *USERS, "AGE-SECRET-KEY") if word in body]
 
 
 def seats(url: str) -> int:
