@@ -33,7 +33,7 @@ def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult
     The cursor is nothing that is needed: it shows the queue in the UI.
     """
     store = services().requests
-    claims = store.claim(_CLAIMS_PER_TICK, in_flight=_RUNS_AHEAD * services().settings.max_concurrent_runs)
+    claims = store.claim(_CLAIMS_PER_TICK, in_flight=in_flight())
     queue = _in_words(store.queue())
     if not claims:
         return dg.SensorResult(skip_reason=f"Nothing to claim. {queue}", cursor=queue)
@@ -50,6 +50,11 @@ def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult
         ],
         dynamic_partitions_requests=[export_requests.build_add_request([claim.request_id for claim in claims])],
     )
+
+
+def in_flight() -> int:
+    """Requests that may be claimed or processing at the same time."""
+    return _RUNS_AHEAD * services().settings.max_concurrent_runs
 
 
 def _in_words(queue: QueueState) -> str:
