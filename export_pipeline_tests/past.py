@@ -64,19 +64,24 @@ FROM export_pipeline.export_run_tickets AS t, copies AS c WHERE t.run_id = %(run
 """
 
 
-def add_requests(connection: psycopg.Connection, numbers: range, *, ended: str) -> None:
-    """Add completed requests ``past-N`` with metadata and four audit rows each.
+def add_requests(connection: psycopg.Connection, numbers: range, *, ended: str, trail: bool = True) -> None:
+    """Add completed requests ``past-N`` with metadata and four audit rows each, 0.5 ms for each request.
 
     Args:
         connection: To our database.
         numbers: The N, step 1.
         ended: When they ended, as SQL; may name their number ``i``.
+        trail: Whether they get audit rows, which are chained one by one. Without, needs a superuser.
     """
     values = {"first": numbers.start, "last": numbers.stop - 1}
+    if not trail:
+        connection.execute("SET session_replication_role = replica")
     connection.execute(_REQUESTS.replace("%(ended)s", f"({ended})").encode(), values)
     ours = f" AND request_id IN (SELECT 'past-' || i FROM generate_series({numbers.start}, {numbers.stop - 1}) AS i)"
-    for statement in (_AUDIT, _METADATA):
+    for statement in (_METADATA, _AUDIT) if trail else (_METADATA,):
         connection.execute((statement + ours).encode())
+    if not trail:
+        connection.execute("SET session_replication_role = origin")
 
 
 def add_runs(connection: psycopg.Connection, run_id: str, numbers: range, *, ended: str) -> None:
