@@ -14,7 +14,7 @@ from export_pipeline.api import docs_page, openapi, problems
 from export_pipeline.api.changes import Changes
 from export_pipeline.api.metrics import Metrics
 from export_pipeline.api.middleware import BodyLimit, Figures, SecurityHeaders, Unexpected
-from export_pipeline.api.routes import audit, data_types, decisions, events, exports, requests, system
+from export_pipeline.api.routes import audit, data_types, decisions, download, events, exports, requests, system
 from export_pipeline.db.pool import Database
 
 #: Calls that use the database at the same time; one more waits for its turn.
@@ -44,7 +44,7 @@ def create_app(services: wiring.Services) -> FastAPI:
     app.state.metrics = Metrics(services.database)
     app.state.readiness = system.readiness(services)
     app.state.held = ExitStack()
-    for router in _ROUTERS:
+    for router in (download.router(services), *_ROUTERS):
         app.include_router(router)
     docs_page.install(app)
     openapi.install(app)

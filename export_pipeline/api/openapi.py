@@ -25,7 +25,7 @@ _MEANINGS = {
     403: "The caller's roles do not allow this, or a fresh verification is needed.",
     404: "There is no such thing, or it is somebody else's: the answers are the same.",
     409: "The status does not allow this.",
-    410: "The file was deleted or has expired.",
+    410: "The file was deleted or has expired, or the link to it has ended.",
     413: "The body has more than 64 KiB.",
     429: "The limit of requests in 24 hours is reached.",
     500: "The service failed.",

@@ -56,6 +56,7 @@ KINDS: dict[type[errors.ExportPipelineError], Kind] = {
         status=404, name="not-found", title="There is no such export", detail="There is no export request with this id."
     ),
     errors.WrongStatus: Kind(status=409, name="wrong-status", title="The status does not allow this"),
+    errors.LinkEnded: Kind(status=410, name="link-ended", title="The link opens nothing any more"),
     errors.FileGone: Kind(status=410, name="gone", title="The file was removed"),
     errors.RateLimited: Kind(status=429, name="rate-limited", title="Too many requests"),
     errors.IdentityProviderUnavailable: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),

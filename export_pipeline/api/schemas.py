@@ -187,7 +187,7 @@ class Download(BaseModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"download_url": f"/api/exports/{_EXAMPLE_ID}/file", "expires_in": 3600}],
+            "examples": [{"download_url": f"/api/exports/files/{'A' * 96}", "expires_in": 3600}],
         }
     )
 

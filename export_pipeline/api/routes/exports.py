@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
@@ -20,7 +21,6 @@ from export_pipeline.models import ExportFormat, RequestStatus, RequestType
 
 router = APIRouter(prefix="/api/exports", tags=["exports"])
 _GONE = frozenset({RequestStatus.EXPIRED, RequestStatus.DELETED})
-_LINK_S = 3600
 
 _Reader = Annotated[Caller, Depends(require(Scope.READ))]
 _Readable = Annotated[Target, Depends(export(Scope.READ))]
@@ -102,9 +102,12 @@ def get_manifest(target: _Readable, if_none_match: IfNoneMatch = None) -> Respon
 
 @router.get("/download/{request_id}", operation_id="get_download", responses=documented(404, 409, 410))
 def get_download(target: _Downloadable) -> Download:
-    """Get an address from which the file can be fetched, for a while."""
+    """Get an address from which whoever has it can fetch the file, for a while and without a token."""
     _require_file(target.listed)
-    return Download(download_url=f"/api/exports/{target.request_id}/file", expires_in=_LINK_S)
+    link = target.services.links.issue(target.request_id, target.caller.actor)
+    left = link.expires_at - datetime.now(UTC)
+    base = target.services.settings.public_url or ""
+    return Download(download_url=base + link.url_path, expires_in=max(0, round(left.total_seconds())))
 
 
 @router.get(

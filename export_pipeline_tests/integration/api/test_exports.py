@@ -164,9 +164,12 @@ def test_a_completed_request_is_shown_fetched_and_deleted(api: Api) -> None:
     assert (shown["status"], shown["file_url"]) == ("completed", f"/api/exports/download/{request_id}")
     assert shown["completed_at"] and shown["error_message"] is None
     link = api("GET", f"/api/exports/download/{request_id}").json()
-    assert link["expires_in"] > 0
+    assert 3590 <= link["expires_in"] <= 3600
+    by_link = api("GET", link["download_url"], by=None)
+    assert by_link.status_code == 200
     content = api("GET", f"/api/exports/{request_id}/file")
     assert content.headers["content-disposition"] == f'attachment; filename="export-{request_id}.json"'
+    assert by_link.content == content.content
     assert len(content.content) == shown["file_size_bytes"] == int(content.headers["content-length"])
     manifest = api("GET", f"/api/exports/{request_id}/manifest").json()
     assert manifest["total_records"] == shown["total_records"] > 0
@@ -178,6 +181,7 @@ def test_a_completed_request_is_shown_fetched_and_deleted(api: Api) -> None:
     for _ in range(2):
         answer = api("DELETE", f"/api/exports/{request_id}").json()
         assert (answer["request_id"], answer["status"]) == (request_id, "deleted")
+    problem(api("GET", link["download_url"], by=None), 410, "link-ended")
     problem(api("GET", f"/api/exports/download/{request_id}"), 410, "gone")
     problem(api("GET", f"/api/exports/{request_id}/file"), 410, "gone")
     problem(api("GET", f"/api/exports/{request_id}/manifest"), 410, "gone")
