@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.types import Receive, Scope, Send
 
-from export_pipeline.api import client_address, problems
+from export_pipeline.api import problems
 from export_pipeline.api.byte_ranges import Piece, Unsatisfiable, http_date, piece, still_the_same
 from export_pipeline.api.openapi import Responses, public
 from export_pipeline.db.links import IssuedLink
@@ -128,7 +128,6 @@ class _Desk:
         self._database = services.database
         self._vault: Vault = services.vault()
         self._links: Links = services.links
-        self._trusted = services.settings.trusted_proxies
         self._direct = services.settings.direct_downloads
         self._places = anyio.Semaphore(services.settings.max_downloads)
         self._threads = anyio.CapacityLimiter(services.settings.max_downloads)
@@ -195,7 +194,7 @@ class _Desk:
                 wanted = piece(request.headers.get("range"), file.size)
             except Unsatisfiable:
                 raise Unsatisfiable(file.size) from None
-        return _Asked(link=link, file=file, client=_client(request, self._trusted), wanted=wanted)
+        return _Asked(link=link, file=file, client=_client(request), wanted=wanted)
 
     def _direct_address(self, asked: _Asked) -> str | None:
         address = self._vault.presigned(asked.file.metadata.storage_key, _REDIRECTED)
@@ -286,9 +285,9 @@ def _etag(file: DeliveredFile) -> str:
     return f'"{file.sha256}"'
 
 
-def _client(request: Request, trusted: client_address.Networks) -> Actor:
+def _client(request: Request) -> Actor:
     agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:_MAX_USER_AGENT]
-    return Actor(id="", ip_address=client_address.of(request, trusted), user_agent=agent or None)
+    return Actor(id="", ip_address=request.client.host if request.client else None, user_agent=agent or None)
 
 
 def _is_prefetch(headers: Mapping[str, str]) -> bool:
