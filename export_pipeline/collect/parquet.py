@@ -20,10 +20,10 @@ from export_pipeline.collect.statements import Extract, RowEncoding, copy_out, u
 from export_pipeline.errors import SourceRefused
 
 #: Text of one row group: larger ones read faster, but about five times their size is in memory while one is made.
-_GROUP = 4 * 1024 * 1024
+_GROUP = 2 * 1024 * 1024
 #: The footer grows by 75 bytes for each column of each row group, and is read back from memory. So after this many
-#: (4 GB of text in 12 columns, 64 MB in 1,000) row groups are twice as large.
-_CHUNKS_OF_A_SIZE = 16_000
+#: (1.4 GB of text in 12 columns, 16 MB in 1,000) row groups are twice as large.
+_CHUNKS_OF_A_SIZE = 8_000
 _MOST_DOUBLINGS = 6
 _TYPE_KEY = "postgresql_type"
 

@@ -77,7 +77,7 @@ class Limits:
 
     rows_per_type: int = 20_000
     characters_per_value: int = 20_000
-    volume_weight: int = 420_000
+    volume_weight: int = 390_000
 
 
 @dataclass(frozen=True, kw_only=True)
