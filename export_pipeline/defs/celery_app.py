@@ -52,6 +52,8 @@ app = _make()
 @app.task(  # type: ignore[untyped-decorator]
     name=TASK_EXECUTE_JOB_NAME,
     track_started=True,
+    # The launcher has an app of its own, with Dagster's task of the same name.
+    shared=False,
     # Our database is away: the run was not begun, and is tried again.
     autoretry_for=(Exception,),
     default_retry_delay=_RETRY_S,
