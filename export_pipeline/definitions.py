@@ -5,12 +5,13 @@ import dagster as dg
 from export_pipeline.defs.housekeeping import housekeeping, prune_finished_requests
 from export_pipeline.defs.jobs import export_user_data
 from export_pipeline.defs.resources import export_run
+from export_pipeline.defs.retention import purge_expired, purge_expired_hourly
 from export_pipeline.defs.sensors import new_export_requests, reconcile_export_requests
 from export_pipeline.defs.tickets import TicketIOManager
 
 defs = dg.Definitions(
-    jobs=[export_user_data, housekeeping],
-    schedules=[prune_finished_requests],
+    jobs=[export_user_data, housekeeping, purge_expired],
+    schedules=[prune_finished_requests, purge_expired_hourly],
     sensors=[new_export_requests, reconcile_export_requests],
     resources={"export_run": export_run, "io_manager": TicketIOManager()},
 )

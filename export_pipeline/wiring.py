@@ -24,6 +24,7 @@ from export_pipeline.export_run import ExportRun
 from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.links import Links
+from export_pipeline.retention import Retention
 from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.sign_in.gatekeeper import Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier
@@ -53,6 +54,13 @@ class Services:
     def requests(self) -> RequestStore:
         """The life of requests."""
         return RequestStore(self.database)
+
+    @property
+    def retention(self) -> Retention:
+        """What must go, and when."""
+        return Retention(
+            database=self.database, vault=self.vault(), work=self.work(), longest=self.settings.longest_retention
+        )
 
     @property
     def files(self) -> FileStore:

@@ -9,7 +9,7 @@ import traceback
 import typer
 
 from export_pipeline import __version__
-from export_pipeline.cli import audit, data_types, keys, links, output, requests, roles, sign_in, system
+from export_pipeline.cli import audit, data_types, keys, links, output, requests, retention, roles, sign_in, system
 from export_pipeline.errors import ExportPipelineError
 
 app = typer.Typer(
@@ -23,7 +23,14 @@ app = typer.Typer(
 app.add_typer(audit.app, name="audit", help="Verify and export the audit trail.")
 app.add_typer(keys.app, name="keys", help="Make, show and rotate the keys that seal and sign.")
 app.add_typer(data_types.app, name="data-types", help="Show and load the data type configuration.")
-for command in (*system.COMMANDS, *sign_in.COMMANDS, roles.roles, *requests.COMMANDS, *links.COMMANDS):
+for command in (
+    *system.COMMANDS,
+    *sign_in.COMMANDS,
+    roles.roles,
+    *requests.COMMANDS,
+    *retention.COMMANDS,
+    *links.COMMANDS,
+):
     app.command()(command) if command.__name__ != "list_requests" else app.command(name="list")(command)
 
 

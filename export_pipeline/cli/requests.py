@@ -219,7 +219,7 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a delivered file against its own manifest: rows, sizes, hashes and signature. Needs nothing but the file."""
+    """Check a delivered file against its own manifest: rows, sizes, hashes, signature. Needs nothing but the file."""
     inspection = verify_file(file, key or [])
     signer = inspection.signer
     if as_json:

@@ -46,7 +46,7 @@ WHERE removed_at IS NULL AND status IN ('completed', 'partial', 'expired', 'dele
 """
 _LOG = """
 INSERT INTO export_pipeline.export_audit_logs (request_id, user_id, action, actor, detail)
-SELECT request_id, user_id, %(action)s, %(actor)s, %(detail)s
+SELECT request_id, user_id, %(action)s::text, %(actor)s, %(detail)s::text
 FROM export_pipeline.export_requests WHERE request_id = %(request_id)s
 """
 #: Said once for each file: the purge comes back every hour.
@@ -54,7 +54,7 @@ _MISSING = (
     _LOG
     + """
   AND NOT EXISTS (SELECT FROM export_pipeline.export_audit_logs AS said
-                  WHERE said.request_id = %(request_id)s AND said.action = %(action)s AND said.detail = %(detail)s)
+                  WHERE said.request_id = %(request_id)s AND said.action = %(action)s::text AND said.detail = %(detail)s::text)
 """
 )
 _BY_KEY = """

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -63,6 +63,9 @@ _REASONS = (
     ),
 )
 
+#: Stands before a number in the names of files that the library has not finished.
+_HALF_DONE = "#"
+
 #: Folders and a file, none of them hidden.
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -85,6 +88,21 @@ class StoredObject:
     url: str
     size: int
     sealed_for: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedObject:
+    """What the store holds, whole or not.
+
+    Attributes:
+        key: Its name; that of an upload which was killed in the middle is no name of ours.
+        size: Bytes as stored.
+        modified: When it was last written, UTC.
+    """
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class Vault:
@@ -222,10 +240,26 @@ class Vault:
             _guard(obstore.delete, self._store, keys)
         return len(keys)
 
+    def delete(self, found: ListedObject) -> None:
+        """Remove one object of a `listing`; that it is gone already is no error."""
+        _checked(found.key.partition(_HALF_DONE)[0])
+        if self._folder:
+            _guard(_unlink, self._folder / found.key, self._folder)
+        else:
+            _guard(obstore.delete, self._store, [found.key])
+
     def keys(self, prefix: str = "") -> list[str]:
         """Names of the stored objects."""
         found = _guard(lambda: obstore.list(self._store, prefix=_checked(prefix) if prefix else None).collect())
         return sorted(meta["path"] for meta in found)
+
+    def listing(self) -> list[ListedObject]:
+        """Everything in the store; of a folder, also what killed uploads left. An S3 store hides those."""
+        if self._folder:
+            _ = self._store
+            return _guard(_files, self._folder)
+        found = _guard(lambda: obstore.list(self._store).collect())
+        return [ListedObject(key=meta["path"], size=meta["size"], modified=meta["last_modified"]) for meta in found]
 
 
 def _checked(key: str) -> str:
@@ -268,6 +302,18 @@ def _remote(url: str) -> ObjectStore:
     return from_url(url)
 
 
+def _files(root: Path) -> list[ListedObject]:
+    found = []
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names):
+            with suppress(FileNotFoundError):  # somebody removed it meanwhile
+                status = path.stat()
+                moment = datetime.fromtimestamp(status.st_mtime, UTC)
+                key = path.relative_to(root).as_posix()
+                found.append(ListedObject(key=key, size=status.st_size, modified=moment))
+    return found
+
+
 def _settle(file: Path, root: Path) -> None:
     """Make a published file survive a power cut: its bytes, its name, and the names of its folders."""
     above = [folder for folder in file.parents if folder == root or root in folder.parents]
@@ -297,6 +343,13 @@ def _remove(below: Path, root: Path) -> int:
     while below != root and _remove_empty(below):
         below = below.parent
     return removed
+
+
+def _unlink(file: Path, root: Path) -> None:
+    file.unlink(missing_ok=True)
+    folder = file.parent
+    while folder != root and _remove_empty(folder):
+        folder = folder.parent
 
 
 def _remove_empty(folder: Path) -> bool:

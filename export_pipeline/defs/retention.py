@@ -1,0 +1,39 @@
+"""Retention: files whose time is over go, and whatever crashes left."""
+
+import dagster as dg
+
+from export_pipeline.defs.process import services
+from export_pipeline.errors import ExportPipelineError
+
+
+@dg.op(
+    out=dg.Out(dg.Nothing),
+    description="Expire requests, remove their files and what crashes left; compare stores and tables both ways.",
+)
+def purge_expired_files(context: dg.OpExecutionContext) -> None:
+    """Settings → what was removed, as metadata."""
+    try:
+        purged = services().retention.purge()
+    except ExportPipelineError as error:
+        raise dg.Failure(str(error)) from None
+    for request_id in purged.missing:
+        context.log.error(f"The file of {request_id} is not in the store, though its request is completed.")
+    context.add_output_metadata(purged.facts())
+
+
+@dg.job(
+    description="Keep no file longer than promised: expire, remove, and report files that are missing.",
+    executor_def=dg.in_process_executor,
+)
+def purge_expired() -> None:
+    """One step."""
+    purge_expired_files()
+
+
+purge_expired_hourly = dg.ScheduleDefinition(
+    name="purge_expired_hourly",
+    job=purge_expired,
+    cron_schedule="47 * * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every hour: files whose time is over go.",
+)
