@@ -14,7 +14,6 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import pack_value
 from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from dagster_celery.make_app import make_app
-from dagster_celery.tasks import create_execute_job_task
 
 from export_pipeline.defs.internals import run_to_execute
 
@@ -43,9 +42,11 @@ def _named_job() -> None:
 
 
 def test_our_task_has_the_name_that_the_launcher_sends(celery_app: ModuleType) -> None:
-    stock = create_execute_job_task(make_app())
-    assert TASK_EXECUTE_JOB_NAME in celery_app.app.tasks
-    assert celery_app.execute_job.name == stock.name
+    assert celery_app.execute_job.name == TASK_EXECUTE_JOB_NAME
+    # An app knows tasks of other apps too, unless they were kept apart.
+    assert celery_app.app.tasks[TASK_EXECUTE_JOB_NAME].run.__module__ == "export_pipeline.defs.celery_app"
+    routes = make_app().conf.task_routes
+    assert routes[TASK_EXECUTE_JOB_NAME]["queue"] == "dagster"
 
 
 def test_the_worker_takes_one_run_at_a_time_and_gives_back_what_it_never_began(celery_app: ModuleType) -> None:
