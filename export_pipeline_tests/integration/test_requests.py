@@ -213,7 +213,7 @@ def test_a_move_is_made_from_the_statuses_that_allow_it_and_no_other(
             assert (row(admin), audit(admin)) == (before, []), status
         admin.execute(
             "TRUNCATE export_pipeline.export_requests, export_pipeline.export_metadata,"
-            " export_pipeline.export_audit_logs"
+            " export_pipeline.export_audit_logs CASCADE"
         )
 
 
