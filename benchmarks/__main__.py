@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import data_path, pdf, report, scene, staging
+from benchmarks import data_path, growth, pdf, report, scene, staging
 from benchmarks.measure import ContestantFailed
 from export_pipeline.errors import ExportPipelineError
 
@@ -54,6 +54,16 @@ def pdf_command(
 ) -> None:
     """Export one heavy user as a PDF report with its data files."""
     report.last_line(pdf.run(rows=rows, rounds=rounds, home=home.absolute()), as_json=as_json)
+
+
+@app.command("growth")
+def growth_command(
+    requests: Annotated[int, typer.Option(min=1, help="Requests that each installation gets.")] = 15,
+    home: Home = scene.DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """From INSERT to completed with a long past and with many partitions, beside an empty installation."""
+    report.last_line(growth.run(requests=requests, home=home.absolute()), as_json=as_json)
 
 
 def main() -> None:
