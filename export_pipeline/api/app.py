@@ -12,10 +12,21 @@ from starlette.middleware.cors import CORSMiddleware
 from export_pipeline import __version__, settings, wiring
 from export_pipeline.api import docs_page, openapi, problems
 from export_pipeline.api.changes import Changes
+from export_pipeline.api.client_address import ClientAddress
 from export_pipeline.api.metrics import Metrics
 from export_pipeline.api.middleware import BodyLimit, Figures, SecurityHeaders, Unexpected
-from export_pipeline.api.routes import audit, data_types, decisions, download, events, exports, requests, system
+from export_pipeline.api.routes import (
+    audit,
+    data_types,
+    decisions,
+    download,
+    events,
+    exports,
+    requests,
+    system,
+)
 from export_pipeline.db.pool import Database
+from export_pipeline.sign_in import web
 
 #: Calls that use the database at the same time; one more waits for its turn.
 _CONNECTIONS = 10
@@ -46,6 +57,7 @@ def create_app(services: wiring.Services) -> FastAPI:
     app.state.held = ExitStack()
     for router in (download.router(services), *_ROUTERS):
         app.include_router(router)
+    app.router.routes.extend(web.routes(services.gatekeeper))
     docs_page.install(app)
     openapi.install(app)
     problems.install(app)
@@ -97,3 +109,4 @@ def _surround(app: FastAPI, chosen: settings.Settings) -> None:
         )
     app.add_middleware(SecurityHeaders, hsts=chosen.api_hsts)
     app.add_middleware(Figures, observe=app.state.metrics.observe)
+    app.add_middleware(ClientAddress, trusted=chosen.trusted_proxies)

@@ -5,39 +5,52 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
-from starlette.requests import HTTPConnection
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
+_Address: TypeAlias = IPv4Address | IPv6Address
 
 
-def of(connection: HTTPConnection, trusted: Networks) -> str | None:
-    """The caller's address; None when it is not known (a unix socket, a test).
-
-    Each trusted proxy appended to X-Forwarded-For whom it heard from: read from the right, the first address that is
-    no trusted proxy is the caller. What stands further left anybody could have written.
+class ClientAddress:
+    """Puts the caller's own address, and how they came, where everything behind looks for it.
 
     Args:
-        connection: The call.
+        app: The application.
         trusted: Networks of the proxies before us.
     """
-    peer = _parse(connection.client.host) if connection.client else None
-    if peer is None:
-        return None
-    hops = ",".join(connection.headers.getlist("x-forwarded-for")).split(",")
-    for hop in reversed(hops):
-        if not _within(peer, trusted):
-            break
-        if (before := _parse(hop.strip())) is None:
+
+    def __init__(self, app: ASGIApp, *, trusted: Networks) -> None:
+        self._app = app
+        self._trusted = trusted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        peer = _parse(scope["client"][0]) if scope.get("client") else None
+        if scope["type"] == "http" and peer is not None:
+            headers = Headers(scope=scope)
+            if _within(peer, self._trusted) and headers.get("x-forwarded-proto") in {"http", "https"}:
+                scope["scheme"] = headers["x-forwarded-proto"]
+            scope["client"] = (str(_caller(peer, headers, self._trusted)), scope["client"][1])
+        await self._app(scope, receive, send)
+
+
+def _caller(peer: _Address, headers: Headers, trusted: Networks) -> _Address:
+    """Each trusted proxy appended to X-Forwarded-For whom it heard from: read from the right, the first address that is
+    no trusted proxy is the caller. What stands further left anybody could have written.
+    """
+    for hop in reversed(",".join(headers.getlist("x-forwarded-for")).split(",")):
+        if not _within(peer, trusted) or (before := _parse(hop.strip())) is None:
             break
         peer = before
-    return str(peer)
+    return peer
 
 
-def _within(address: IPv4Address | IPv6Address, networks: Networks) -> bool:
+def _within(address: _Address, networks: Networks) -> bool:
     return any(address in network for network in networks)
 
 
-def _parse(text: str) -> IPv4Address | IPv6Address | None:
+def _parse(text: str) -> _Address | None:
     try:
         address = ip_address(text)
     except ValueError:

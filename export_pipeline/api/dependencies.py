@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import Depends, Path, Request
 
 from export_pipeline import identity
-from export_pipeline.api import client_address
 from export_pipeline.api.authentication import authenticate
 from export_pipeline.db.listing import Listed, Listing
 from export_pipeline.errors import NotAllowed, RequestNotFound
@@ -115,9 +114,8 @@ def export(scope: Scope) -> Callable[..., Target]:
 
 
 def _actor(request: Request, principal: Principal) -> Actor:
-    address = client_address.of(request, request.app.state.services.settings.trusted_proxies)
     agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:_MAX_USER_AGENT]
-    return principal.actor(address, agent or None)
+    return principal.actor(request.client.host if request.client else None, agent or None)
 
 
 ServicesDep = Annotated[Services, Depends(services)]

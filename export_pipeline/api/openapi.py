@@ -9,8 +9,13 @@ from fastapi.openapi.utils import get_openapi
 
 from export_pipeline.api import problems
 from export_pipeline.api.schemas import Problem
+from export_pipeline.render.formats import RENDERERS
 
 Responses = dict[int | str, dict[str, Any]]
+#: What a delivered file may be; sealed for a recipient it is an octet-stream.
+FILE_CONTENT: dict[str, Any] = {renderer.media_type: {} for renderer in RENDERERS.values()} | {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+}
 
 _TAGS = [
     {"name": "exports", "description": "Ask for exports, follow them, fetch them."},

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from export_pipeline.api import problems
 from export_pipeline.api.byte_ranges import Piece, Unsatisfiable, http_date, piece, still_the_same
-from export_pipeline.api.openapi import Responses, public
+from export_pipeline.api.openapi import FILE_CONTENT, Responses, public
 from export_pipeline.db.links import IssuedLink
 from export_pipeline.delivery import DeliveredFile, find, read
 from export_pipeline.errors import DatabaseUnavailable, ExportPipelineError
@@ -64,7 +64,7 @@ _RANGE = problems.Kind(
 )
 
 _PROBLEM = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BYTES = FILE_CONTENT
 _ANSWERS: Responses = {
     200: {"description": "The file.", "content": _BYTES},
     206: {"description": "The piece of it that the header Range asks for.", "content": _BYTES},

@@ -31,7 +31,7 @@ _STREAM: Responses = {
         "description": "An event `status` now and after each change, its data like the answer of"
         " `GET /status/{request_id}`; comments between them keep the connection. It ends when the request has ended,"
         " and after five minutes in any case: connect again.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from export_pipeline.api import pages
 from export_pipeline.api.conditional import NOT_MODIFIED, IfNoneMatch, conditional
 from export_pipeline.api.dependencies import Caller, ServicesDep, Target, export, require
-from export_pipeline.api.openapi import Responses, documented
+from export_pipeline.api.openapi import FILE_CONTENT, Responses, documented
 from export_pipeline.api.schemas import Deleted, Download, Export, Exports, History, Manifest, UserId
 from export_pipeline.db.listing import Listed, Listing, Place
 from export_pipeline.delivery import deliver
@@ -25,12 +25,7 @@ _GONE = frozenset({RequestStatus.EXPIRED, RequestStatus.DELETED})
 _Reader = Annotated[Caller, Depends(require(Scope.READ))]
 _Readable = Annotated[Target, Depends(export(Scope.READ))]
 _Downloadable = Annotated[Target, Depends(export(Scope.DOWNLOAD))]
-_FILE: Responses = {
-    200: {
-        "description": "The decrypted file.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
+_FILE: Responses = {200: {"description": "The decrypted file.", "content": FILE_CONTENT}}
 
 
 @router.get("", operation_id="list_exports", responses=documented(400))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Response
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from export_pipeline.api.dependencies import Caller, ServicesDep, require
 from export_pipeline.api.openapi import documented
 from export_pipeline.api.schemas import Requested, RequestExport, UserId
 from export_pipeline.api.verification import VerificationCode, require_verified
-from export_pipeline.errors import WrongStatus
+from export_pipeline.errors import NotAuthenticated, WrongStatus
 from export_pipeline.identity import Scope
 from export_pipeline.models import ExportRequest, RequestStatus, RequestType
 from export_pipeline.wiring import Services
@@ -81,13 +81,19 @@ def request_gdpr_export(
     deprecated=True,
 )
 def request_gdpr_export_by_get(
+    request: Request,
     user_id: _UserId,
     response: Response,
     services: ServicesDep,
     caller: _Requester,
     verification_code: VerificationCode = None,
 ) -> Requested:
-    """The same by GET, for callers of old. Use POST: whatever fetches links in advance would ask for exports."""
+    """The same by GET, for callers of old, with a bearer token only. Use POST: what fetches links in advance would ask
+    for exports.
+    """
+    if "authorization" not in request.headers:
+        # A browser sends its cookie along with whatever picture a page of somebody else's shows.
+        raise NotAuthenticated("This address needs a bearer token.")
     return _everything(user_id, response, services, caller, None, verification_code)
 
 

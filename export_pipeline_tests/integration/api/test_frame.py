@@ -99,6 +99,7 @@ def test_cors_and_hsts_when_asked_for(services: wiring.Services) -> None:
         ("10.0.0.0/8", "not an address", "10.1.2.3"),
         ("192.0.2.0/24", "198.51.100.7", "10.1.2.3"),
         ("10.0.0.0/8", "", "10.1.2.3"),
+        ("10.0.0.0/8,2001:db8::/32", "198.51.100.7, 2001:db8::1", "198.51.100.7"),
     ],
 )
 def test_whose_address_stands_in_the_trail(services: wiring.Services, trusted: str, header: str, address: str) -> None:
