@@ -23,6 +23,7 @@ from pydantic import SecretStr
 
 from export_pipeline import wiring
 from export_pipeline.db.pool import Database
+from export_pipeline.errors import ExportPipelineError
 from export_pipeline.models import Actor, DataTypeConfig, ExportRequest
 from export_pipeline.render.formats import delivered
 from export_pipeline.settings import Settings
@@ -52,11 +53,16 @@ class Exporter:
         """Request, claim, plan, collect, render, publish."""
         request = self.services.intake.request(user_id=user_id, data_types=data_types, format=format, actor=self.admin)
         self.services.requests.claim(10)
-        run = self.services.run(request.request_id, f"run-{next(_numbers)}", reopen=False)
+        run_id = f"run-{next(_numbers)}"
+        run = self.services.run(request.request_id, run_id, reopen=False)
         try:
             plan = run.plan()
             parts = [run.collect(plan, planned.data_type) for planned in plan.types]
             return run.write_metadata(run.render_and_store(plan, parts, {}))
+        except ExportPipelineError as error:
+            # As the door does: an open request would be given to whoever asks for the same again.
+            self.services.requests.fail(request.request_id, run_id=run_id, message=error.message)
+            raise
         finally:
             run.close()
 
