@@ -16,6 +16,7 @@ from export_pipeline.errors import ExportPipelineError, VaultError
 from export_pipeline.models import DataTypeConfig
 from export_pipeline.plan import plan_type
 from export_pipeline.settings import Settings
+from export_pipeline.vault import signing
 
 _CLOCK_TOLERANCE_S = 5.0
 _LITTLE_ROOM_BYTES = 2 * 1024**3
@@ -105,10 +106,11 @@ def _clock(services: wiring.Services) -> Finding:
 
 
 def _vault(services: wiring.Services) -> Finding:
-    """Seal, store, read back and remove a probe: permissions, key and store in one look."""
+    """Seal, store, read back and remove a probe: permissions, keys and store in one look."""
     vault, prefix, probe = services.vault(), f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(1000)
     vault.store(f"{prefix}/probe", [probe])
     try:
+        signing.Signer(wiring.signing_key_file(services.settings)).require()
         if b"".join(vault.open(f"{prefix}/probe")) != probe:
             raise VaultError("The store does not give back what was stored.", hint="Check EXPORT_PIPELINE_STORAGE_URL.")
     finally:
