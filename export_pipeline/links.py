@@ -46,18 +46,16 @@ class Links:
         database: Our tables.
         key_file: Holds the keys that sign links.
         lifetime: How long a link works, unless it is issued for another time.
-        kept: How long a file can be fetched after its completion; no link works for longer.
     """
 
-    def __init__(self, database: Database, key_file: Path, *, lifetime: timedelta, kept: timedelta) -> None:
+    def __init__(self, database: Database, key_file: Path, *, lifetime: timedelta) -> None:
         self._requests = RequestStore(database)
         self._links = LinkStore(database)
         self._key_file = key_file
         self._lifetime = lifetime
-        self._kept = kept
 
     def issue(self, request_id: str, actor: Actor, lifetime: timedelta | None = None) -> Link:
-        """Make a link to the file of a request.
+        """Make a link to the file of a request. It never works for longer than the file is kept.
 
         Args:
             request_id: The request.
@@ -74,10 +72,9 @@ class Links:
         wanted = self._lifetime if lifetime is None else lifetime
         if wanted < timedelta(minutes=1):
             raise InvalidRequest("A link works for one minute at least.")
-        expires_at = min(now + wanted, self._kept_until(request_id, now))
-        if expires_at <= now:
-            raise WrongStatus("There is no file to download: it has expired.", hint="Request the export again.")
-        claim = LinkClaim(link_id=secrets.token_hex(16), expires_at=expires_at, binding=self._binding(request_id))
+        file = self._file(request_id)
+        expires_at = min(now + wanted, file.expires_at or now + wanted).replace(microsecond=0)
+        claim = LinkClaim(link_id=secrets.token_hex(16), expires_at=expires_at, binding=_binding(file))
         token = link_tokens.sign(self._key_file, claim)
         self._links.add(link_id=claim.link_id, request_id=request_id, expires_at=expires_at, actor=actor)
         return Link(url_path=PATH + token, expires_at=expires_at, link_id=claim.link_id)
@@ -99,7 +96,7 @@ class Links:
         if link.expired or claim.expires_at <= datetime.now(UTC):
             raise LinkEnded("This download link has expired.", hint=_ASK_AGAIN)
         try:
-            current = self._binding(link.request_id)
+            current = _binding(self._file(link.request_id))
         except (WrongStatus, RequestNotFound) as error:
             raise LinkEnded(error.message, hint=error.hint) from None
         if not hmac.compare_digest(current, claim.binding):
@@ -155,16 +152,15 @@ class Links:
         self._requests.get(request_id)
         return self._links.of_request(request_id)
 
-    def _kept_until(self, request_id: str, now: datetime) -> datetime:
-        return (self._requests.get(request_id).completed_at or now).replace(microsecond=0) + self._kept
-
-    def _binding(self, request_id: str) -> bytes:
-        metadata = self._file(request_id)
-        return link_tokens.binding(request_id, metadata.storage_key, metadata.sha256)
-
     def _file(self, request_id: str) -> ExportMetadata:
         request = self._requests.get(request_id)
         metadata = self._requests.metadata(request_id)
         if request.status not in _WITH_FILE or metadata is None:
             raise WrongStatus(f"There is no file to download: the request is {request.status.value.replace('_', ' ')}.")
+        if metadata.expired:
+            raise WrongStatus("There is no file to download: it has expired.", hint="Request the export again.")
         return metadata
+
+
+def _binding(file: ExportMetadata) -> bytes:
+    return link_tokens.binding(file.request_id, file.storage_key, file.sha256)

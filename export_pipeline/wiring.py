@@ -96,12 +96,8 @@ class Services:
     @property
     def links(self) -> Links:
         """The use cases around download links."""
-        return Links(
-            self.database,
-            link_key_file(self.settings),
-            lifetime=timedelta(minutes=self.settings.link_minutes),
-            kept=timedelta(days=self.settings.retention_days),
-        )
+        lifetime = timedelta(minutes=self.settings.link_minutes)
+        return Links(self.database, link_key_file(self.settings), lifetime=lifetime)
 
     @property
     def source_url(self) -> str:

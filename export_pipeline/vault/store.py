@@ -188,7 +188,8 @@ class Vault:
         store = self._store
         try:
             # By ranges: of a local file, the library's stream of small chunks costs ten times the processor time.
-            reader = obstore.open_reader(store, _checked(key), buffer_size=_READ_AHEAD)
+            ahead = _READ_CHUNK if self._folder else _READ_AHEAD
+            reader = obstore.open_reader(store, _checked(key), buffer_size=ahead)
             while chunk := bytes(reader.read(_READ_CHUNK)):
                 yield chunk
         except FileNotFoundError:

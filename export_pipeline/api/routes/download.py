@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from export_pipeline.api.byte_ranges import Piece, Unsatisfiable, http_date, pie
 from export_pipeline.api.openapi import FILE_CONTENT, Responses, public
 from export_pipeline.db.links import IssuedLink
 from export_pipeline.delivery import DeliveredFile, find, read
-from export_pipeline.errors import DatabaseUnavailable, ExportPipelineError
+from export_pipeline.errors import DatabaseUnavailable, ExportPipelineError, LinkEnded, WrongStatus
 from export_pipeline.links import PATH, Links
 from export_pipeline.models import Actor
 from export_pipeline.vault.store import Vault
@@ -40,6 +41,8 @@ _REDIRECTED = timedelta(minutes=1)
 _RETRY_AFTER_S = 10
 #: Between two downloads of one program, its place is free a moment late.
 _PATIENCE_S = 3.0
+#: As many connections as download programs make for one file.
+_PER_LINK = 16
 _MAX_USER_AGENT = 255
 
 _HEADERS = {
@@ -130,6 +133,7 @@ class _Desk:
         self._links: Links = services.links
         self._direct = services.settings.direct_downloads
         self._places = anyio.Semaphore(services.settings.max_downloads)
+        self._busy: Counter[str] = Counter()
         self._threads = anyio.CapacityLimiter(services.settings.max_downloads)
 
     async def answer(self, token: str, request: Request) -> Response:
@@ -149,17 +153,22 @@ class _Desk:
         return _Download(self, asked)
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[bool]:
-        """Take one of the places, waiting a little for one; yields whether there was one."""
+    async def place(self, link: IssuedLink) -> AsyncIterator[bool]:
+        """Take one of the places, waiting a little for one; yields whether there was one. No link takes them all."""
+        self._busy[link.link_id] += 1
         taken = False
-        with anyio.move_on_after(_PATIENCE_S):
-            await self._places.acquire()
-            taken = True
         try:
+            if self._busy[link.link_id] <= _PER_LINK:
+                with anyio.move_on_after(_PATIENCE_S):
+                    await self._places.acquire()
+                    taken = True
             yield taken
         finally:
             if taken:
                 self._places.release()
+            self._busy[link.link_id] -= 1
+            if not self._busy[link.link_id]:
+                del self._busy[link.link_id]
 
     def open(self, asked: _Asked) -> tuple[Iterator[bytes], bytes]:
         """Open the file, and put the download into the trail before anything of it leaves.
@@ -186,7 +195,10 @@ class _Desk:
 
     def _look(self, token: str, request: Request) -> _Asked:
         link = self._links.redeem(token)
-        file = find(self._database, link.request_id)
+        try:
+            file = find(self._database, link.request_id)
+        except WrongStatus as error:  # it went away in this moment
+            raise LinkEnded(error.message, hint=error.hint) from None
         wanted = None
         same = still_the_same(request.headers.get("if-range"), etag=_etag(file), modified_at=file.completed_at)
         if request.method == "GET" and same:
@@ -214,7 +226,7 @@ class _Download(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open, then send; until something is sent, an error becomes a problem document."""
-        async with self._desk.place() as taken:
+        async with self._desk.place(self._asked.link) as taken:
             if not taken:
                 full = problems.response(_FULL, headers={"Retry-After": str(_RETRY_AFTER_S)})
                 return await full(scope, receive, send)
@@ -243,9 +255,8 @@ class _Download(Response):
             except TimeoutError:
                 _log.warning("A download was cut: its client took nothing for %d s.", _STALLED_S)
             except Exception as error:
-                _log.error(
-                    "A download was cut by an unexpected %s.", type(error).__name__
-                )  # its text may quote a person
+                # Its text may quote a person.
+                _log.error("A download was cut by an unexpected %s.", type(error).__name__)
             group.cancel_scope.cancel()
 
     async def _send_all(self, chunks: Iterator[bytes], first: bytes, send: Send) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import json
 import os
 import re
 import socket
@@ -18,13 +19,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import psutil
 import pytest
 from pydantic import SecretStr
+from typer.testing import CliRunner
 
 from export_pipeline import wiring
 from export_pipeline.api.routes import download
+from export_pipeline.cli.app import app
 from export_pipeline.db.requests import _write_metadata as write_metadata
 from export_pipeline.errors import InvalidRequest, LinkRefused, RequestNotFound, WrongStatus
 from export_pipeline.links import PATH, Link
@@ -32,6 +38,7 @@ from export_pipeline.models import Actor, AuditAction, ExportMetadata
 from export_pipeline.render.streams import Digest, gzip_text
 from export_pipeline.settings import Settings
 from export_pipeline.vault import link_tokens
+from export_pipeline_tests import servers
 from export_pipeline_tests.serving import served
 
 ANN = Actor(id="ann")
@@ -54,12 +61,15 @@ class Installation:
     services: wiring.Services
     port: int
 
-    def place(self, request_id: str, chunks: Iterable[bytes], *, packed: bool = False) -> Digest:
+    def place(self, request_id: str, chunks: Iterable[bytes], *, encoding: str = "identity") -> Digest:
         """Store a file as a run does, and write its rows."""
-        digest = Digest()
+        digest, vault, key = Digest(), self.services.vault(), f"{request_id}/run-1/export"
         plain = digest.watch(chunks)
-        stored = self.services.vault().store(f"{request_id}/run-1/export", map(gzip_text, plain) if packed else plain)
-        form = "json" if packed else "csv"
+        stored = vault.store(key, map(gzip_text, plain) if encoding == "gzip" else plain)
+        if encoding == "age":
+            digest = Digest()
+            assert sum(map(len, digest.watch(vault.sealed(key)))) == stored.size
+        form = "json" if encoding == "gzip" else "csv"
         with self.services.database.connect() as connection:
             connection.execute(
                 "INSERT INTO export_pipeline.export_requests"
@@ -78,7 +88,8 @@ class Installation:
             stored_size_bytes=stored.size,
             sha256=digest.sha256,
             storage_key=stored.key,
-            content_encoding="gzip" if packed else "identity",
+            content_encoding=encoding,
+            expires_at=datetime.now(UTC) + timedelta(days=7),
             manifest={},
         )
         with self.services.database.connect() as connection:
@@ -141,7 +152,7 @@ def test_a_link_gives_the_file(running: Installation) -> None:
 
 def test_json_is_decompressed_on_the_way_and_ranges_count_what_is_delivered(running: Installation) -> None:
     text = b'{"rows": [' + b"1234567, " * 300_000 + b"0]}"
-    running.place("two", [text[:1000], text[1000:]], packed=True)
+    running.place("two", [text[:1000], text[1000:]], encoding="gzip")
     path = running.link("two").url_path
     whole, piece = running.get(path), running.get(path, Range="bytes=2000000-2000099")
     assert (whole.body, whole.headers["content-type"]) == (text, "application/json")
@@ -298,9 +309,11 @@ def test_a_link_to_an_earlier_file_opens_no_later_one(running: Installation) -> 
 def test_a_link_never_outlives_its_file(running: Installation) -> None:
     link = running.link(lifetime=timedelta(days=300))
     assert timedelta(days=6, hours=23) < link.expires_at - datetime.now(UTC) <= timedelta(days=7)
-    running.execute("UPDATE export_pipeline.export_requests SET completed_at = now() - interval '8 days'")
+    running.execute("UPDATE export_pipeline.export_metadata SET expires_at = now()")
     with pytest.raises(WrongStatus, match="expired"):
         running.link()
+    # Before the purge has been here.
+    refused(running.get(link.url_path), 410, "it has expired")
 
 
 def test_what_cannot_be_issued_or_revoked(running: Installation) -> None:
@@ -506,6 +519,67 @@ def test_a_download_is_cut_when_its_link_is_revoked(
     assert came < 24 * MIB
 
 
+def test_one_link_does_not_take_every_place(running: Installation, large: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_PER_LINK", 2)
+    with opened(running, large), opened(running, large):
+        assert running.get(large).status == 503
+        assert running.get(running.link("large").url_path, Range="bytes=0-9").status == 206
+
+
+# --- files that only the recipient can open
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3]:
+    with servers.s3(tmp_path_factory.mktemp("s3")) as made:
+        yield made
+
+
+@pytest.fixture
+def direct(
+    s3: servers.S3, settings: Settings, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Installation]:
+    """An installation on S3 that lets its store hand out what it cannot open itself: the file `sealed`."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    chosen = settings.model_copy(
+        update={"storage_url": f"s3://exports/{request.node.originalname}", "direct_downloads": request.param}
+    )
+    with wiring.connect(chosen) as services, served(services) as port:
+        made = Installation(services, port)
+        made.place("sealed", [CONTENT], encoding="age")
+        yield made
+
+
+@pytest.mark.parametrize("direct", [True], indirect=True)
+def test_the_store_itself_hands_out_what_only_the_recipient_can_open(direct: Installation) -> None:
+    sealed = b"".join(direct.services.vault().sealed("sealed/run-1/export"))
+    path = direct.link("sealed").url_path
+    answer = direct.get(path)
+    assert answer.status == 307 and answer.body == b""
+    with urlopen(answer.headers["location"]) as fetched:
+        assert fetched.read() == sealed
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(answer.headers["location"].replace("Expires=60", "Expires=600"))
+    assert direct.downloads("sealed") == 1
+    assert direct.get(path, "HEAD").headers["content-length"] == str(len(sealed))
+    direct.services.links.revoke_all("sealed", ANN)
+    refused(direct.get(path), 410, "revoked")
+
+
+@pytest.mark.parametrize("direct", [False], indirect=True)
+def test_what_only_the_recipient_can_open_comes_as_it_is_stored(direct: Installation) -> None:
+    sealed = b"".join(direct.services.vault().sealed("sealed/run-1/export"))
+    answer = direct.get(direct.link("sealed").url_path)
+    assert answer.body == sealed != CONTENT
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == 'attachment; filename="export-sealed.zip.age"'
+    piece = direct.get(direct.link("sealed").url_path, Range="bytes=1000000-")
+    assert piece.body == sealed[1_000_000:]
+
+
 # --- gigabytes
 
 
@@ -579,3 +653,31 @@ def test_an_interrupted_download_of_two_gigabytes_resumes(
         record_property(name, round(figure, 1))
     print({name: round(figure, 1) for name, figure in figures.items()})
     assert alone.running.downloads("huge") == 1
+
+
+# --- the command
+
+
+def test_the_command_issues_shows_and_revokes(running: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = running.services.settings.model_copy(update={"public_url": f"http://127.0.0.1:{running.port}"})
+    monkeypatch.setattr("export_pipeline.settings.load", lambda: chosen)
+
+    def run(*words: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["link", *words, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    made = run("one", "--lifetime", "5")
+    path = made["url"].removeprefix(chosen.public_url)
+    assert running.get(path).body == CONTENT
+    left = datetime.fromisoformat(made["expires_at"]) - datetime.now(UTC)
+    assert timedelta(minutes=4) < left <= timedelta(minutes=5)
+    [shown] = run("one", "--list")["links"]
+    assert (shown["link_id"], shown["downloads"], shown["revoked_at"]) == (made["link_id"], 1, None)
+    assert run("--revoke", made["link_id"])["links"][0]["revoked_at"]
+    assert running.get(path).status == 410
+    other = run("one")
+    assert all(one["revoked_at"] for one in run("one", "--revoke-all")["links"])
+    assert running.get(other["url"].removeprefix(chosen.public_url)).status == 410
+    for wrong in (["link"], ["link", "one", "--revoke", made["link_id"]]):
+        assert CliRunner().invoke(app, wrong).exit_code == 2
