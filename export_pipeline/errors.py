@@ -7,6 +7,7 @@
     ├── WrongStatus               the request exists, but its status does not allow the action
     │   └── FileGone              it had a file, which was deleted or has expired
     ├── RateLimited               too many requests in the last 24 hours
+    │   └── TooManyCodes          the same for codes of the additional verification
     ├── NotAuthenticated          nobody knows yet who asks
     ├── IdentityProviderUnavailable   (retryable)
     ├── NotAllowed                the person may not do this
@@ -20,6 +21,7 @@
     ├── SourceError               where users' data lives
     │   ├── SourceUnavailable     (retryable)
     │   └── SourceRefused         permission, timeout, an object that changed under the run
+    ├── MailUnavailable           (retryable)
     ├── VaultError                bytes at rest
     │   ├── KeyUnusable
     │   │   └── KeyServiceUnavailable   (retryable)
@@ -33,6 +35,9 @@ personal data: errors travel into Dagster's event log and into ``export_requests
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 
 class ExportPipelineError(Exception):
@@ -89,6 +94,22 @@ class RateLimited(ExportPipelineError):
         )
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return partial(type(self), limit=self.limit, retry_after_s=self.retry_after_s), ()
+
+
+class TooManyCodes(RateLimited):
+    """Too many codes for the additional verification in the last hour.
+
+    Args:
+        limit: How many are allowed.
+        retry_after_s: Seconds until the next one is.
+    """
+
+    def __init__(self, *, limit: int, retry_after_s: int) -> None:
+        super().__init__(limit=limit, retry_after_s=retry_after_s)
+        self.message = f"The limit of {limit} codes in an hour is reached."
 
 
 class NotAuthenticated(ExportPipelineError):
@@ -185,6 +206,12 @@ class SealBroken(VaultError):
 
 class StorageUnavailable(VaultError):
     """The store cannot be reached, or refuses, now."""
+
+    retryable = True
+
+
+class MailUnavailable(ExportPipelineError):
+    """The mail server is away, or refuses."""
 
     retryable = True
 

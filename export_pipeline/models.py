@@ -57,8 +57,7 @@ class AuditAction(StrEnum):
     REJECTED = "export_rejected"
     DEADLINE_EXTENDED = "deadline_extended"
     DEADLINE_WARNED = "deadline_warned"
-    VERIFIED = "export_verified"
-    VERIFICATION_FAILED = "verification_failed"
+    VERIFIED = "verified"
     CLAIMED = "export_claimed"
     STARTED = "export_started"
     COMPLETED = "export_completed"
@@ -77,6 +76,7 @@ class AuditAction(StrEnum):
     CONFIGURATION_CHANGED = "configuration_changed"
     SIGNED_IN = "signed_in"
     SIGN_IN_REFUSED = "sign_in_refused"
+    VERIFICATION_REFUSED = "verification_refused"
     ACCESS_REFUSED = "access_refused"
 
 

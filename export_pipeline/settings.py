@@ -105,7 +105,16 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="Address at which people reach the API, for links; unset means this machine's own."
     )
-    api_host: str = Field("127.0.0.1", description="Address on which the API listens; a proxy with TLS belongs before it.")
+    api_host: str = Field(
+        "127.0.0.1", description="Address on which the API listens; a proxy with TLS belongs before it."
+    )
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="Mail server, smtp://user:password@host:587 or smtps://host:465; unset means that no mail is sent.",
+    )
+    smtp_from: str | None = Field(
+        None, validate_default=True, description="Address that mails come from, as `exports@example.org`."
+    )
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard; 0 takes a free one.")
     api_trusted_proxies: str = Field(
         "",
@@ -246,6 +255,25 @@ class Settings(BaseSettings):
         """Address at which people reach the API, without a slash at its end."""
         return self.public_url or f"http://127.0.0.1:{self.api_port}"
 
+    @field_validator("smtp_url")
+    @classmethod
+    def _mail_server(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or not url.get_secret_value():
+            return None
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
+            raise ValueError("must be smtp://host or smtps://host")
+        return url
+
+    @field_validator("smtp_from")
+    @classmethod
+    def _sender(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("smtp_url") and not address:
+            raise ValueError("a mail server needs it")
+        if address and ("@" not in address or not address.isprintable()):
+            raise ValueError("must be an e-mail address")
+        return address or None
+
     @field_validator("oidc_issuer")
     @classmethod
     def _secure_issuer(cls, url: str | None) -> str | None:
@@ -313,7 +341,11 @@ class Settings(BaseSettings):
     def _origins(cls, text: str) -> str:
         for origin in _words(text):
             parts = urlsplit(origin)
-            if parts.scheme not in {"http", "https"} or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
+            if (
+                parts.scheme not in {"http", "https"}
+                or not parts.hostname
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
                 raise ValueError("must be origins as https://example.org, with commas between; * is none")
         return text
 

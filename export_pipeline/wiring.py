@@ -19,12 +19,14 @@ from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.db.sign_in import SignInStore
 from export_pipeline.db.tickets import TicketStore
+from export_pipeline.db.verification_codes import VerificationCodeStore
 from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
 from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.links import Links
 from export_pipeline.retention import Retention
+from export_pipeline.mail import Mailer
 from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.sign_in.gatekeeper import Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier
@@ -33,6 +35,7 @@ from export_pipeline.vault import keys, link_tokens, pseudonyms, signing, token_
 from export_pipeline.vault.key_service import AwsKms
 from export_pipeline.vault.keys import EnvironmentKeys, KeyFile, KeySource
 from export_pipeline.vault.store import Vault
+from export_pipeline.verification import Verification
 
 
 @dataclass(kw_only=True)
@@ -98,6 +101,17 @@ class Services:
         """The use cases around download links."""
         lifetime = timedelta(minutes=self.settings.link_minutes)
         return Links(self.database, link_key_file(self.settings), lifetime=lifetime)
+
+    @property
+    def verification(self) -> Verification:
+        """The additional verification of sensitive data types."""
+        url = self.settings.smtp_url
+        return Verification(
+            store=VerificationCodeStore(self.database),
+            mailer=Mailer(url.get_secret_value() if url else None, self.settings.smtp_from),
+            key=partial(pseudonyms.derive, pseudonym_key_file(self.settings)),
+            max_age=timedelta(seconds=self.settings.verification_max_age_s),
+        )
 
     @property
     def source_url(self) -> str:

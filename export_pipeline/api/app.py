@@ -24,6 +24,7 @@ from export_pipeline.api.routes import (
     exports,
     requests,
     system,
+    verification,
 )
 from export_pipeline.db.pool import Database
 from export_pipeline.sign_in import web
@@ -32,7 +33,7 @@ from export_pipeline.sign_in import web
 _CONNECTIONS = 10
 #: Addresses that are words of the path come before those that take an id there.
 _ROUTERS = (system.router, requests.router, data_types.router, events.router, exports.router, decisions.router,
-            audit.router)  # fmt: skip
+            audit.router, verification.router)  # fmt: skip
 
 
 def create_app(services: wiring.Services) -> FastAPI:

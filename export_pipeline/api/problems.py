@@ -61,6 +61,7 @@ KINDS: dict[type[errors.ExportPipelineError], Kind] = {
     errors.RateLimited: Kind(status=429, name="rate-limited", title="Too many requests"),
     errors.IdentityProviderUnavailable: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),
     errors.DatabaseUnavailable: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),
+    errors.MailUnavailable: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),
     errors.NotMigrated: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),
     errors.SourceUnavailable: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),
     errors.StorageUnavailable: Kind(status=503, name="unavailable", title="Not available now", detail=_AWAY),
