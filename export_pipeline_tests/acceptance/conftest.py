@@ -33,7 +33,7 @@ def running(server_url: str, sample_template: str, tmp_path_factory: pytest.Temp
             database_url=SecretStr(url),
             local_tokens=True,
             ui_port=0,
-        api_port=0,
+            api_port=0,
             **held.enter_context(launcher_under_test(tmp_path_factory.mktemp("broker"))),
         )
         wiring.make_keys(settings)
