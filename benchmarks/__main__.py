@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import data_path, growth, pdf, report, scene, staging
+from benchmarks import data_path, growth, latency, pdf, report, scene, staging
 from benchmarks.measure import ContestantFailed
 from export_pipeline.errors import ExportPipelineError
 
@@ -54,6 +54,21 @@ def pdf_command(
 ) -> None:
     """Export one heavy user as a PDF report with its data files."""
     report.last_line(pdf.run(rows=rows, rounds=rounds, home=home.absolute()), as_json=as_json)
+
+
+@app.command("latency")
+def latency_command(
+    requests: Annotated[int, typer.Option(min=1, help="Single requests, and the tenth of a flood.")] = 50,
+    plain_requests: Annotated[int, typer.Option(min=1, help="The same for the slow contestants.")] = 5,
+    plain: Annotated[bool, typer.Option(help="Let plain Dagster take part: half a minute for each request.")] = True,
+    home: Home = scene.DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """From INSERT to completed: plain Dagster, the in-process executor, warm workers."""
+    found = latency.run(
+        requests=requests, flood=requests * 10, plain_requests=plain_requests, home=home.absolute(), plain=plain
+    )
+    report.last_line(found, as_json=as_json)
 
 
 @app.command("growth")
