@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from export_pipeline import data_type_file, manifest
+from export_pipeline.identity import Role, Scope
 from export_pipeline.models import AuditAction, DataTypeConfig, ExportFormat, RequestStatus
 from export_pipeline.settings import Settings
 from export_pipeline.verify import verify
@@ -71,6 +72,12 @@ def test_every_setting_and_every_error_has_its_line() -> None:
     assert [error.__name__ for error in error_classes() if f"| `{error.__name__}` |" not in errors] == []
     assert len(error_classes()) > 10
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_every_scope_and_role_is_explained() -> None:
+    page = text("docs/identity.md")
+    assert [names[0] for names in first_cells(section(page, "## Roles and scopes"))] == list(Scope)
+    assert [role for role in Role if f"`{role.value}`" not in page] == []
 
 
 def test_every_command_and_option_has_its_line() -> None:
