@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import timedelta
 from enum import StrEnum
-from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -331,7 +330,7 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, text: str) -> str:
         try:
-            _parsed(text)
+            networks(text)
         except ValueError:
             raise ValueError("must be networks as 10.0.0.0/8, with commas between") from None
         return text
@@ -339,7 +338,7 @@ class Settings(BaseSettings):
     @field_validator("api_cors_origins")
     @classmethod
     def _origins(cls, text: str) -> str:
-        for origin in _words(text):
+        for origin in words(text):
             parts = urlsplit(origin)
             if (
                 parts.scheme not in {"http", "https"}
@@ -349,28 +348,24 @@ class Settings(BaseSettings):
                 raise ValueError("must be origins as https://example.org, with commas between; * is none")
         return text
 
-    @cached_property
-    def trusted_proxies(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """Networks of the proxies before the API."""
-        return _parsed(self.api_trusted_proxies)
-
-    @property
-    def cors_origins(self) -> tuple[str, ...]:
-        """Origins whose pages may call the API."""
-        return _words(self.api_cors_origins)
-
     @property
     def embedded(self) -> bool:
         """Whether our tables live in the server that comes with the package."""
         return self.database_url is None
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """Split what stands between commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _parsed(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(ip_network(word) for word in _words(text))
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Read networks with commas between.
+
+    Raises:
+        ValueError: One is none.
+    """
+    return tuple(ip_network(word) for word in words(text))
 
 
 def load() -> Settings:

@@ -60,7 +60,7 @@ def create_app(services: wiring.Services) -> FastAPI:
         app.include_router(router)
     app.router.routes.extend(web.routes(services.gatekeeper))
     docs_page.install(app)
-    openapi.install(app)
+    openapi.install(app, _ROUTERS)
     problems.install(app)
     _surround(app, services.settings)
     return app
@@ -100,14 +100,14 @@ def _surround(app: FastAPI, chosen: settings.Settings) -> None:
     """From the inside out: what comes last sees a call first."""
     app.add_middleware(Unexpected)
     app.add_middleware(BodyLimit)
-    if chosen.cors_origins:
+    if origins := settings.words(chosen.api_cors_origins):
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(chosen.cors_origins),
+            allow_origins=origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Verification-Code"],
             expose_headers=["ETag", "Location", "Retry-After"],
         )
     app.add_middleware(SecurityHeaders, hsts=chosen.api_hsts)
     app.add_middleware(Figures, observe=app.state.metrics.observe)
-    app.add_middleware(ClientAddress, trusted=chosen.trusted_proxies)
+    app.add_middleware(ClientAddress, trusted=settings.networks(chosen.api_trusted_proxies))

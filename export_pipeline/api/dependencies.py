@@ -74,6 +74,8 @@ def require(scope: Scope, *, everybody: bool = False) -> Callable[..., Awaitable
             found.require(None)
         return found
 
+    # For the documentation.
+    caller.scope = scope  # type: ignore[attr-defined]
     return caller
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from export_pipeline.api import problems
 from export_pipeline.api.schemas import Problem
@@ -61,18 +64,34 @@ def _problem(status: int) -> dict[str, Any]:
     return answer
 
 
-def install(app: FastAPI) -> None:
-    """Make an application give this document, made once."""
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Make an application give this document, made once.
+
+    Args:
+        app: The application.
+        routers: Its routes, whose scopes are told.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, _scopes(routers))
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _scopes(routers: Sequence[APIRouter]) -> dict[str | None, str]:
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return {route.operation_id: scope for route in routes if (scope := _scope(route.dependant))}
+
+
+def _scope(dependant: Dependant) -> str | None:
+    """What `dependencies.require` left at the dependency that it made."""
+    here: str | None = getattr(dependant.call, "scope", None)
+    return here or next(filter(None, map(_scope, dependant.dependencies)), None)
+
+
+def _document(app: FastAPI, scopes: dict[str | None, str]) -> dict[str, Any]:
     found = get_openapi(
         title="export-pipeline", version=app.version, description=_DESCRIPTION, routes=app.routes, tags=_TAGS
     )
@@ -88,5 +107,6 @@ def _document(app: FastAPI) -> dict[str, Any]:
     for operations in found["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
-            operation["security"] = [{"bearer": []}] if "401" in operation["responses"] else []
+            scope = scopes.get(operation["operationId"])
+            operation["security"] = [{"bearer": [str(scope)]}] if scope else []
     return found

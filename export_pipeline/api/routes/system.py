@@ -50,6 +50,9 @@ async def _scraper(request: Request, services: ServicesDep) -> None:
         await require(Scope.READ_METRICS, everybody=True)(request, await authenticated(request))
 
 
+_scraper.scope = Scope.READ_METRICS  # type: ignore[attr-defined]
+
+
 @router.get(
     "/metrics",
     operation_id="metrics",
