@@ -5,6 +5,7 @@ from datetime import timedelta
 import dagster as dg
 import psycopg
 
+from export_pipeline import audit
 from export_pipeline.defs.partitions import PARTITIONS
 from export_pipeline.defs.process import services
 from export_pipeline.defs.pruning import Pruning
@@ -25,6 +26,7 @@ def prune_runs(context: dg.OpExecutionContext) -> None:
         age=timedelta(days=settings.keep_runs_days),
     )
     try:
+        head = audit.head(services().database)  # takes along what waits to be chained
         pruned = pruning.run()
     except ExportPipelineError as error:
         raise dg.Failure(str(error)) from None
@@ -38,6 +40,8 @@ def prune_runs(context: dg.OpExecutionContext) -> None:
             "tickets": pruned.tickets,
             "schedule ticks": pruned.ticks,
             "partitions still due": pruned.left,
+            "audit rows": head.rows,
+            "audit head": head.hash,
         }
     )
 
