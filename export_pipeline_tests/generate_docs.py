@@ -20,6 +20,7 @@ from export_pipeline import errors
 from export_pipeline.cli.app import app
 from export_pipeline.identity import SCOPES, Role
 from export_pipeline.settings import Settings
+from export_pipeline_tests import api_page
 
 PROJECT = Path(__file__).parents[1]
 DOCS = PROJECT / "docs"
@@ -35,6 +36,7 @@ def generated() -> dict[Path, str]:
         DOCS / "settings.md": settings_page(),
         DOCS / "commands.md": commands_page(),
         DOCS / "identity.md": identity_page(),
+        DOCS / "api.md": api_page.page(_HEAD),
     }
 
 

@@ -1,0 +1,106 @@
+"""Makes `docs/api.md` from the API's own OpenAPI document and its table of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from export_pipeline.api import problems
+from export_pipeline.api.app import openapi_document
+
+_INTRODUCTION = """# The API
+
+`export-pipeline up` serves it at `http://127.0.0.1:8080` (`EXPORT_PIPELINE_API_HOST`, `EXPORT_PIPELINE_API_PORT`).
+Any other ASGI server serves it as well, with the same settings:
+
+```sh
+uvicorn --factory export_pipeline.api.app:application --no-access-log --no-proxy-headers --timeout-graceful-shutdown 5
+```
+
+`/api/openapi.json` is the document for programs, `/api/docs` a page to try it out; that page loads nothing from
+elsewhere.
+
+## A first export
+
+```sh
+TOKEN=$(export-pipeline token --user 42)
+API=http://127.0.0.1:8080
+curl -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' "$API/api/exports/request" \\
+  -d '{"user_id": "42", "data_types": ["orders"], "format": "json"}'
+curl -NH "Authorization: Bearer $TOKEN" "$API/api/exports/status/ID/events"   # until it has ended
+curl -H "Authorization: Bearer $TOKEN" "$API/api/exports/download/ID"         # gives download_url
+curl -fOJ "$API$DOWNLOAD_URL"                                                  # needs no token
+```
+
+## Operations
+
+The scope says who may call: [who may do what](identity.md). An operation without one needs no sign-in.
+"""
+
+_RULES = """
+## What holds for all of them
+
+- **Names** are those of the specification, in snake_case. Times are ISO 8601 with their offset. A field that we do
+  not know is refused, not ignored.
+- **Ids of other people's requests** get the same 404 as ids that do not exist, with the same body, after the same
+  work.
+- **`requested_by`** is whoever calls. An operator acts for others and is recorded as themselves.
+- **`Idempotency-Key`**, a header of the two POSTs that make a request: calls of one caller with the same key make one
+  request; with another body they get 409. Without a key, an identical request that is still open is given back.
+- **The GET of `/gdpr/{user_id}`** is kept for callers of old and takes bearer tokens only: a session's cookie does
+  not do.
+- **Sensitive data types of one's own** need a fresh verification: a sign-in within
+  `EXPORT_PIPELINE_VERIFICATION_MAX_AGE_S`, or a one-time code in the header `Verification-Code`. Without, the
+  answer is 403 `verification-required`, and its hint says how to go on. Operators have proven to their organisation
+  who they are.
+- **Limits**: 429 comes with `Retry-After` and, in the body, `limit`, `remaining` and `retry_after`.
+- **Pages**: `next_cursor` of a page is the `cursor` of the next. A row is shown once, whatever is inserted meanwhile.
+- **`ETag`** comes with status, manifest and data types; `If-None-Match` with it gets 304 as long as nothing changed.
+- **Live changes** are server-sent events. Each event `status` has the whole status as its data; comments keep the
+  connection; it ends when the request has ended, and after five minutes in any case, so that the token is looked at
+  again.
+- **Bodies** have at most 64 KiB.
+- **Browsers**: no page of another origin may call, unless `EXPORT_PIPELINE_API_CORS_ORIGINS` names it. Answers are
+  not stored, not framed, and run nothing. `EXPORT_PIPELINE_API_HSTS` belongs behind TLS.
+- **Proxies**: X-Forwarded-For and X-Forwarded-Proto count only when a proxy in
+  `EXPORT_PIPELINE_API_TRUSTED_PROXIES` wrote them. TLS is the proxy's work.
+- **Logs** hold no paths, because paths hold ids of people. `/metrics` counts by route; several processes count each
+  for themselves.
+- **Health**: `/health` says that the process lives, `/ready` that database, tables, key and store are there.
+
+## Problems
+
+Every error is a document `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`, often a
+`hint`, and with 400 `errors`, each with a `pointer` to what is wrong. Nothing that was sent is repeated. `type`
+begins with
+`urn:export-pipeline:problem:` and ends with the name.
+
+| status | name | title |
+|---|---|---|
+"""
+
+
+def page(head: str) -> str:
+    """`docs/api.md`."""
+    rows = ["| call | scope | what it does | answers |", "|---|---|---|---|", *_operations()]
+    return "\n".join([head, _INTRODUCTION, *rows]) + "\n" + _RULES + "\n".join(_problems()) + "\n"
+
+
+def _operations() -> Iterator[str]:
+    paths: dict[str, dict[str, Any]] = openapi_document()["paths"]  # type: ignore[assignment]
+    for path, operations in paths.items():
+        for method, operation in operations.items():
+            yield _row(f"{method.upper()} {path}", operation)
+
+
+def _row(call: str, operation: dict[str, Any]) -> str:
+    scope = "".join(f"`{name}`" for need in operation["security"] for name in need["bearer"])
+    text = " ".join(operation["description"].split()).replace("|", "\\|")
+    text = f"Deprecated. {text}" if operation.get("deprecated") else text
+    return f"| `{call}` | {scope} | {text} | {', '.join(sorted(operation['responses']))} |"
+
+
+def _problems() -> list[str]:
+    kinds = {*problems.KINDS.values(), *problems.HTTP_KINDS.values()}
+    rows = {(kind.status, kind.name): kind.title for kind in sorted(kinds, key=lambda kind: kind.title)}
+    return [f"| {status} | `{name}` | {title} |" for (status, name), title in sorted(rows.items())]
