@@ -60,6 +60,20 @@ SELECT """
     + " FROM moved"
 )
 
+_WARN_DUE = """
+WITH near AS (
+    UPDATE export_pipeline.export_requests SET warned_at = now()
+    WHERE status IN ('awaiting_approval', 'pending', 'processing', 'failed')
+      AND due_at < now() + %(within)s AND warned_at IS NULL
+    RETURNING request_id, user_id, status, due_at
+), logged AS (
+    INSERT INTO export_pipeline.export_audit_logs (request_id, user_id, action, actor, detail)
+    SELECT request_id, user_id, %(action)s, %(actor)s,
+           'due ' || to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI"Z"')
+    FROM near
+)
+SELECT request_id, status, due_at FROM near ORDER BY due_at, request_id
+"""
 _TURN = """
 SELECT pg_advisory_xact_lock(hashtextextended(%(requested_by)s, 20260103)),
        set_config('export_pipeline.ip_address', %(ip_address)s, true),
@@ -174,6 +188,15 @@ class QueueState:
     claimed: int
     processing: int
     oldest_waiting_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueRequest:
+    """A request whose due date is near."""
+
+    request_id: str
+    status: str
+    due_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +346,24 @@ class RequestStore:
             detail=reason,
             reason=reason,
         )
+
+    def warn_due(self, within: timedelta) -> list[DueRequest]:
+        """Take down, once for each due date, that it is near (or past) and the request has no file yet.
+
+        Args:
+            within: How near.
+
+        Returns:
+            The requests that were warned about now, the most urgent first.
+        """
+        with (
+            self._database.connect() as connection,
+            connection.cursor(row_factory=class_row(DueRequest)) as cursor,
+        ):
+            cursor.execute(
+                _WARN_DUE, {"within": within, "action": AuditAction.DEADLINE_WARNED.value, "actor": SYSTEM.id}
+            )
+            return cursor.fetchall()
 
     def delete(self, request_id: str, actor: Actor) -> ExportRequest:
         """Leave only the tombstone of a request: its row and its trail. Deleting twice is harmless.

@@ -11,6 +11,9 @@ from export_pipeline.defs.process import services
 from export_pipeline.defs.pruning import Pruning
 from export_pipeline.errors import ExportPipelineError
 
+#: A week is time enough to look into a request that failed or waits, and to answer within the month.
+_WARN_WITHIN = timedelta(days=7)
+
 
 @dg.op(
     out=dg.Out(dg.Nothing),
@@ -46,12 +49,27 @@ def prune_runs(context: dg.OpExecutionContext) -> None:
     )
 
 
+@dg.op(out=dg.Out(dg.Nothing), description="Warn about gdpr requests whose due date is near and that have no file yet.")
+def warn_deadlines(context: dg.OpExecutionContext) -> None:
+    """A warning in the run's log and a row in the trail, once for each due date."""
+    try:
+        due = services().requests.warn_due(_WARN_WITHIN)
+    except ExportPipelineError as error:
+        raise dg.Failure(str(error)) from None
+    for request in due:
+        context.log.warning(f"{request.request_id} is {request.status}, and due on {request.due_at:%Y-%m-%d}.")
+    context.add_output_metadata(
+        {"warned about": len(due), "requests": [request.request_id for request in due] or "none"}
+    )
+
+
 @dg.job(
     description="Keep Dagster's UI quick: requests, metadata and the audit trail stay, old runs go.",
     executor_def=dg.in_process_executor,
 )
 def housekeeping() -> None:
-    """One step."""
+    """Two steps that need nothing of each other."""
+    warn_deadlines()
     prune_runs()
 
 

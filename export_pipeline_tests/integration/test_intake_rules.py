@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -174,3 +175,21 @@ def test_delete_leaves_a_tombstone_and_is_harmless_twice(
     assert store.claim(10) == []
     with pytest.raises(RequestNotFound):
         intake.delete("nobody", BOB)
+
+
+def test_a_due_date_is_warned_about_once_and_again_after_an_extension(
+    ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore, admin: psycopg.Connection
+) -> None:
+    near, far, done = (ask(kind="gdpr", user_id=name, actor=OPERATOR) for name in ("near", "far", "done"))
+    admin.execute(
+        "UPDATE export_pipeline.export_requests SET due_at = now() + interval '3 days' WHERE request_id = ANY(%s)",
+        [[near.request_id, done.request_id]],
+    )
+    intake.cancel(done.request_id, OPERATOR)
+    warned = store.warn_due(timedelta(days=7))
+    assert [due.request_id for due in warned] == [near.request_id]
+    assert store.warn_due(timedelta(days=7)) == []
+    assert store.trail(near.request_id)[-1].action == "deadline_warned"
+    intake.extend(near.request_id, BOB, "complex")
+    assert store.warn_due(timedelta(days=7)) == []
+    assert {due.request_id for due in store.warn_due(timedelta(days=100))} == {near.request_id, far.request_id}
