@@ -27,6 +27,9 @@ _WARM = {
         "config": {},
     },
 }
+#: Runs for warm workers may wait behind long ones; the sensor `reconcile_export_requests` knows which are lost. Without
+#: any limit Dagster's monitoring would stumble over every one that waits.
+_WARM_START_TIMEOUT_S = 30 * 24 * 3600
 #: A run that is launched and not begun for so long counts as lost. It may wait at the broker while a worker is away.
 _CELERY_START_TIMEOUT_S = 900
 #: The kernel's limit for the path of a Unix socket, on Linux and macOS.
@@ -88,6 +91,7 @@ def _launch_by(settings: Settings, instance: dict[str, Any]) -> None:
     del instance["concurrency"]
     if settings.launcher == "warm":
         instance |= _WARM
+        instance["run_monitoring"]["start_timeout_seconds"] = _WARM_START_TIMEOUT_S
         return
     instance["run_launcher"] = {"module": "export_pipeline.defs.celery_launcher", "class": "BrokerRunLauncher"}
     # Dagster's own queue: only what a worker can soon begin goes to the broker.

@@ -38,6 +38,13 @@ RETURNING run_id
 """
 
 
+_ABANDON = """
+DELETE FROM export_pipeline.export_run_queue
+WHERE run_id = %(run_id)s AND export_pipeline.workers_alive() = 0
+  AND (worker IS NULL OR NOT export_pipeline.worker_is_alive(worker))
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class QueuedRun:
     """Where a run stands in the queue.
@@ -107,6 +114,13 @@ class RunQueue:
                 ).rowcount
                 > 0
             )
+
+    def abandoned(self, run_id: str) -> bool:
+        """Say whether no worker will take a run: it is not in the queue, or all workers are gone."""
+        with self._database.connect() as connection:
+            connection.execute(_ABANDON, {"run_id": run_id})
+            found = connection.execute("SELECT FROM export_pipeline.export_run_queue WHERE run_id = %s", [run_id])
+            return found.fetchone() is None
 
     def cancel(self, run_id: str) -> None:
         """Ask the worker that has the run to interrupt it."""

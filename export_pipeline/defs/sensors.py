@@ -1,14 +1,17 @@
 """The way from a row to a run, and the way back when a run is lost."""
 
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from export_pipeline.db.requests import QueueState, StalledRequest
+from export_pipeline.db.run_queue import RunQueue
 from export_pipeline.defs.jobs import export_user_data
+from export_pipeline.defs.launcher import WarmRunLauncher
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
+from export_pipeline.defs.warm import NOT_BEGUN
 from export_pipeline.errors import VaultError, WrongStatus
 from export_pipeline.models import SYSTEM, RequestStatus
 
@@ -19,6 +22,8 @@ _RUNS_AHEAD = 12
 #: A run needs some seconds from the claim to its first step; only after that is a missing run suspicious.
 _GRACE = timedelta(seconds=20)
 _SETTLE = timedelta(seconds=15)
+#: A run that no warm worker has and that did not begin for so long was launched the stock way, and died at once.
+_START_LIMIT = timedelta(seconds=120)
 
 
 @dg.sensor(
@@ -84,9 +89,10 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
     run = _run_of(instance, stalled)
     claimed_only = stalled.status is RequestStatus.PENDING
     if run is not None and not run.is_finished:
-        if claimed_only:
-            return ""  # queued or starting; Dagster's run monitoring ends it when it never starts
-        instance.report_run_failed(run, "The run's process is gone: it no longer holds the lease on its request.")
+        if claimed_only and not _lost(instance, run):
+            return ""
+        why = "no worker took it." if claimed_only else "it no longer holds the lease on its request."
+        instance.report_run_failed(run, f"The run's process is gone: {why}")
     try:
         if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
             services().requests.cancel(stalled.request_id, SYSTEM, detail=f"run {run.run_id} was terminated")
@@ -99,6 +105,20 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
         with suppress(VaultError):  # sealed, and found by whoever looks after the store
             services().clear(stalled.request_id)
     return f"{moved.status.value}, because {reason}"
+
+
+def _lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a run that has not begun never will.
+
+    Dagster's run monitoring decides it by time alone. Runs for warm workers may wait long behind others, so their queue
+    is asked.
+    """
+    if not isinstance(instance.run_launcher, WarmRunLauncher) or run.status not in NOT_BEGUN:
+        return False
+    record = instance.get_run_record_by_id(run.run_id)
+    if record is None or datetime.now(UTC) - record.create_timestamp < _START_LIMIT:
+        return False
+    return RunQueue(services().database).abandoned(run.run_id)
 
 
 def _run_of(instance: dg.DagsterInstance, stalled: StalledRequest) -> dg.DagsterRun | None:
