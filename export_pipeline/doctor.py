@@ -16,7 +16,7 @@ from export_pipeline.errors import ExportPipelineError, VaultError
 from export_pipeline.models import DataTypeConfig
 from export_pipeline.plan import plan_type
 from export_pipeline.settings import Settings
-from export_pipeline.vault import signing
+from export_pipeline.vault import signing, token_keys
 
 _CLOCK_TOLERANCE_S = 5.0
 _LITTLE_ROOM_BYTES = 2 * 1024**3
@@ -58,6 +58,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     with services:
         yield from _examined("database", lambda: _database(services))
         yield from _examined("clock", lambda: _clock(services))
+        yield from _examined("sign-in", lambda: _sign_in(services))
         yield from _examined("key and store", lambda: _vault(services))
         yield from _source(services)
 
@@ -67,6 +68,19 @@ def _examined(check: str, examination: Callable[[], Finding]) -> Iterator[Findin
         yield examination()
     except ExportPipelineError as error:
         yield Finding(check=check, verdict=Verdict.BAD, message=error.message, hint=error.hint)
+
+
+def _sign_in(services: wiring.Services) -> Finding:
+    token_keys.read(wiring.token_key_file(services.settings))
+    services.gatekeeper.require_provider()
+    ways = ["tokens of an identity provider"] if services.settings.oidc_issuer else []
+    ways += ["our own tokens and links"] if services.settings.local_sign_in else []
+    return Finding(
+        check="sign-in",
+        verdict=Verdict.GOOD if ways else Verdict.WARNING,
+        message=" and ".join(ways) or "nobody can sign in to the API and the Dagster UI",
+        hint="" if ways else "Set EXPORT_PIPELINE_OIDC_ISSUER, or EXPORT_PIPELINE_LOCAL_TOKENS=true.",
+    )
 
 
 def _room(settings: Settings) -> Finding:

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         None,
         description="Account that runs the embedded server when we are root; unset means postgres or nobody.",
     )
+    token_key_file: Path | None = Field(
+        None,
+        description="Key of our own tokens and of sessions; unset means `keys/tokens.txt` in home, made by `migrate` and "
+        "`up`. All machines that people sign in to need the same.",
+    )
     local_tokens: bool | None = Field(
         None,
         description="Whether tokens of our own and sign-in links count; unset means yes with the embedded database and "
@@ -184,7 +189,7 @@ class Settings(BaseSettings):
     retention_days_audit: int | None = Field(None, ge=1, description="The same for audit requests.")
     retention_days_custom: int | None = Field(None, ge=1, description="The same for custom requests.")
 
-    @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file", "link_key_file")
+    @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file", "link_key_file", "token_key_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Independent of the working folder, which differs between Dagster's processes."""

@@ -242,7 +242,8 @@ def make_keys(settings: Settings) -> None:
         signing.create(signing_key_file(settings))
     if settings.pseudonym_key_file is None:
         pseudonyms.create(pseudonym_key_file(settings))
-    token_keys.create(token_key_file(settings))
+    if settings.token_key_file is None:
+        token_keys.create(token_key_file(settings))
     if settings.link_key_file is None:
         link_tokens.create(link_key_file(settings))
 
@@ -276,7 +277,7 @@ def pseudonym_key_file(settings: Settings) -> Path:
 
 def token_key_file(settings: Settings) -> Path:
     """Where the keys of our own tokens and of sessions are."""
-    return settings.home / "keys" / "tokens.txt"
+    return settings.token_key_file or settings.home / "keys" / "tokens.txt"
 
 
 def identity_provider(settings: Settings) -> Verifier | None:

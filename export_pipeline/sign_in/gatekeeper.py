@@ -88,6 +88,15 @@ class Gatekeeper:
         """Whether anybody can sign in at all."""
         return self._local or self._provider is not None
 
+    def require_provider(self) -> None:
+        """Make sure that the identity provider, where there is one, can be used now.
+
+        Raises:
+            IdentityProviderUnavailable: It cannot.
+        """
+        if self._provider is not None:
+            self._provider.require()
+
     def admit(self, asking: Asking) -> Principal:
         """Tell who asks. May ask the provider and write to the trail: not for the event loop's thread.
 

@@ -102,6 +102,15 @@ class Verifier:
             token_id=claims.text("jti"),
         )
 
+    def require(self) -> None:
+        """Make sure that the provider's keys can be had.
+
+        Raises:
+            IdentityProviderUnavailable: They cannot.
+        """
+        with self._lock:
+            self._refresh(None)
+
     def _decode(self, token: str) -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
