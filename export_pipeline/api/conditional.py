@@ -17,16 +17,18 @@ IfNoneMatch = Annotated[
 NOT_MODIFIED: Responses = {304: {"description": "What the caller has is current."}}
 
 
-def conditional(answer: BaseModel, if_none_match: str | None) -> Response:
-    """Answer with a body and its ETag, or with 304. `no-cache` lets a client keep it and makes it ask each time.
+def conditional(answer: BaseModel, if_none_match: str | None, *, personal: bool = True) -> Response:
+    """Answer with a body and its ETag, or with 304.
 
     Args:
         answer: The body.
         if_none_match: What the caller has.
+        personal: Whether it is about a person: then no browser may keep it on a disk. A program that remembers the
+            answer by itself can use the ETag all the same.
     """
     body = answer.model_dump_json().encode()
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    headers = {"ETag": tag, "Cache-Control": "no-store" if personal else "private, no-cache"}
     if if_none_match is not None and _matches(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)

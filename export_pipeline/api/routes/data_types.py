@@ -28,7 +28,7 @@ def list_data_types(services: ServicesDep, _: _Reader, if_none_match: IfNoneMatc
     """What can be asked for: data types, formats, request types."""
     configured = [DataType.of(one) for one in services.data_types.all()]
     answer = DataTypes(data_types=configured, formats=list(ExportFormat), request_types=list(RequestType))
-    return conditional(answer, if_none_match)
+    return conditional(answer, if_none_match, personal=False)
 
 
 @router.get(
@@ -44,7 +44,7 @@ def get_data_type(
     found = next((one for one in services.data_types.all() if one.data_type == data_type), None)
     if found is None:
         raise _unknown()
-    return conditional(DataTypeFields.of(found), if_none_match)
+    return conditional(DataTypeFields.of(found), if_none_match, personal=False)
 
 
 @router.put("/{data_type}", operation_id="put_data_type", responses=documented(400, 413))

@@ -382,7 +382,9 @@ def test_an_etag_saves_the_answer_until_something_changes(api: Api) -> None:
     assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", first.headers["etag"])
     api.services.requests.cancel(request_id, SYSTEM)
     assert api("GET", path, headers=tag).json()["status"] == "cancelled"
+    assert first.headers["cache-control"] == same.headers["cache-control"] == "no-store"
     types = api("GET", "/api/exports/data-types")
+    assert types.headers["cache-control"] == "private, no-cache"
     other = {"If-None-Match": f'"x", W/{types.headers["etag"]}'}
     assert api("GET", "/api/exports/data-types", headers=other).status_code == 304
 
