@@ -90,11 +90,9 @@ def variable(name: str) -> str:
 
 
 def reserved(name: str) -> bool:
-    """Whether no module but `settings` reads the setting."""
+    """Whether no module reads the setting, by itself or by a property of the settings."""
     reading = re.compile(rf"\.{name}\b")
-    return not any(
-        reading.search(file.read_text("utf-8")) for file in PACKAGE.rglob("*.py") if file.name != "settings.py"
-    )
+    return not any(reading.search(file.read_text("utf-8")) for file in PACKAGE.rglob("*.py"))
 
 
 def _setting(name: str, field: FieldInfo) -> str:
