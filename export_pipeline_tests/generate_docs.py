@@ -110,7 +110,7 @@ def _values(field: FieldInfo) -> str:
         return f"{low} to {high}" if high is not None else f"from {low}"
     annotation = str(field.annotation)
     if "Secret" in annotation:
-        return "URL, never shown"
+        return "never shown" if "identities" in str(field.description) else "URL, never shown"
     if "Path" in annotation:
         return "path"
     if "Literal" in annotation:
