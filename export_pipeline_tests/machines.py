@@ -1,4 +1,4 @@
-"""Several "machines" on this one: each a state folder and keys of its own, nothing shared but what the network offers."""
+"""Several "machines" on this one: each has a state folder and keys of its own, and shares what a network offers."""
 
 from __future__ import annotations
 
