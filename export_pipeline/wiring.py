@@ -186,7 +186,9 @@ class Services:
         self.close()
 
 
-def connect(settings: Settings, *, prepare: bool = True, connections: int = 4) -> Services:
+def connect(
+    settings: Settings, *, prepare: bool = True, connections: int = 4, patience_s: float = 10.0
+) -> Services:
     """Connect to our database, starting the embedded one when it is the default and not running.
 
     Args:
@@ -194,6 +196,7 @@ def connect(settings: Settings, *, prepare: bool = True, connections: int = 4) -
         prepare: Whether an embedded database is brought to the newest version first. A database of your own is only
             changed by `export-pipeline migrate`.
         connections: To our database at the same time.
+        patience_s: Longest wait for one of them.
 
     Raises:
         NotMigrated: The tables of your own database are of another version.
@@ -209,7 +212,7 @@ def connect(settings: Settings, *, prepare: bool = True, connections: int = 4) -
                     make_keys(settings)
                 else:
                     require_current(connection)
-        return Services(settings=settings, database_url=url, database=Database(url, max_size=connections), _held=held)
+        return Services(settings=settings, database_url=url, database=Database(url, max_size=connections, patience_s=patience_s), _held=held)
     except BaseException:
         held.close()
         raise

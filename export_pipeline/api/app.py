@@ -31,6 +31,8 @@ from export_pipeline.sign_in import web
 
 #: Calls that use the database at the same time; one more waits for its turn.
 _CONNECTIONS = 10
+#: Nobody waits longer at a web address for a database that is away.
+_PATIENCE_S = 3.0
 #: Addresses that are words of the path come before those that take an id there.
 _ROUTERS = (system.router, requests.router, data_types.router, events.router, exports.router, decisions.router,
             audit.router, verification.router)  # fmt: skip
@@ -73,7 +75,7 @@ def application() -> FastAPI:
     Raises:
         ExportPipelineError: Settings, database or tables are not usable.
     """
-    services = wiring.connect(settings.load(), connections=_CONNECTIONS)
+    services = wiring.connect(settings.load(), connections=_CONNECTIONS, patience_s=_PATIENCE_S)
     app = create_app(services)
     app.state.held.enter_context(services)
     return app

@@ -19,16 +19,17 @@ class Database:
     Args:
         url: PostgreSQL URL.
         max_size: Connections at the same time.
+        patience_s: Longest wait for one of them.
     """
 
-    def __init__(self, url: str, *, max_size: int = 4) -> None:
+    def __init__(self, url: str, *, max_size: int = 4, patience_s: float = _CONNECT_TIMEOUT_S) -> None:
         self.url = url
         self._pool = ConnectionPool(
             url,
             min_size=0,
             max_size=max_size,
             open=False,
-            timeout=_CONNECT_TIMEOUT_S,
+            timeout=patience_s,
             # After a restart of the server the pool hands out dead connections unless it asks first.
             check=ConnectionPool.check_connection,
             kwargs={"application_name": "export-pipeline", "connect_timeout": _CONNECT_TIMEOUT_S},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from export_pipeline import wiring
 from export_pipeline.api import app as application_module
 from export_pipeline.api.app import create_app
 from export_pipeline.api.authentication import authenticate
+from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline.settings import Settings
@@ -137,6 +139,17 @@ def test_a_database_that_is_away_is_503_and_come_back(api: Api, monkeypatch: pyt
     ready = api("GET", "/ready", by=None)
     assert ready.status_code == 503
     assert ready.json()["checks"] == {"database": False, "migrations": False, "key": True, "store": True}
+
+
+def test_a_server_that_nobody_answers_at_is_503_soon(services: wiring.Services) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    away = Database(f"postgresql://127.0.0.1:{port}/none", patience_s=0.3)
+    app = create_app(wiring.Services(settings=services.settings, database_url="", database=away, _held=services._held))
+    app.dependency_overrides[authenticate] = stand_in
+    headers = {"Authorization": f"Bearer {SUBJECT};subject;1"}
+    problem(TestClient(app).get("/api/exports", headers=headers), 503, "unavailable")
+    away.close()
 
 
 def test_ready_names_what_is_missing(api: Api) -> None:
