@@ -171,6 +171,7 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         _add_api(stack, settings)
         say("Starting the API, Dagster's daemon and web server")
         _wait(stack, "webserver", lambda: _answers(f"{stack.ui_url}/alive"))
+        _wait(stack, "api", lambda: _answers(f"{stack.api_url}/health"))
         _watch(stack)
         yield stack
 
