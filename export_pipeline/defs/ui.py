@@ -82,9 +82,12 @@ def main() -> None:
     with dg.DagsterInstance.get() as instance:
         instance.optimize_for_webserver(_DB_STATEMENT_TIMEOUT_MS, _DB_POOL_RECYCLE_S, _DB_POOL_MAX_OVERFLOW)
         with dagster_ui(instance, options.workspace) as app:
+            proxies = services().settings.api_trusted_proxies
             # No access log: the address of a sign-in holds its code.
             uvicorn.run(
                 gated(app, services().gatekeeper),
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips=proxies or None,
                 host=options.host,
                 port=options.port,
                 log_level="warning",

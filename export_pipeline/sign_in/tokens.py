@@ -54,7 +54,8 @@ class Issuer:
         """Make a token.
 
         Args:
-            principal: Whom it speaks for; without `auth_time` the time is now.
+            principal: Whom it speaks for. A bearer token without `auth_time` was asked for just now; a session keeps
+                that it is not known when the person signed in.
             audience: What it is for.
             lifetime: How long it counts.
 
@@ -70,8 +71,10 @@ class Issuer:
             "iat": now,
             "exp": now + lifetime,
             "jti": secrets.token_urlsafe(16),
-            "auth_time": int((principal.auth_time or now).timestamp()),
         }
+        signed_in = principal.auth_time or (now if audience is Audience.BEARER else None)
+        if signed_in:
+            claims["auth_time"] = int(signed_in.timestamp())
         if principal.email:
             claims["email"] = principal.email
         key = token_keys.read(self._file)[0]

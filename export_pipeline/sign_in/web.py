@@ -119,7 +119,8 @@ def _with_session(response: Response, gatekeeper: Gatekeeper, principal: Princip
         gatekeeper.open_session(principal),
         max_age=SESSION_LIFETIME_S,
         path="/",
-        secure=request.url.scheme == "https",
+        # Believed from anybody: a browser that lies gets a stricter cookie.
+        secure="https" in (request.url.scheme, request.headers.get("x-forwarded-proto")),
         httponly=True,
         samesite="strict",
     )

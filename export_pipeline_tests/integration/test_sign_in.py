@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -137,6 +138,14 @@ def test_a_session_changes_things_only_from_our_pages(gatekeeper: Gatekeeper, or
         assert refusal(gatekeeper, asking(changes=True, **headers)) == "foreign_page"
 
 
+def test_a_session_is_no_sign_in_of_its_own(gatekeeper: Gatekeeper) -> None:
+    """Else a stolen token could be made into a recent sign-in, which sensitive data types ask for."""
+    at = datetime(2026, 11, 24, 6, 0, tzinfo=UTC)
+    for auth_time in (None, at):
+        session = gatekeeper.open_session(replace(ANNA, auth_time=auth_time))
+        assert gatekeeper.admit(asking(cookie=f"{COOKIE}={session}")).auth_time == auth_time
+
+
 def test_an_expired_session_is_over(services: wiring.Services, gatekeeper: Gatekeeper) -> None:
     old = token(services, audience=Audience.SESSION, lifetime=timedelta(minutes=-2))
     assert refusal(gatekeeper, asking(cookie=f"{COOKIE}={old}")) == "expired"
@@ -258,6 +267,9 @@ def test_a_token_becomes_a_session_and_signing_out_ends_it(services: wiring.Serv
 def test_the_cookie_is_secure_behind_tls(services: wiring.Services, client: TestClient) -> None:
     answer = client.get(f"https://{HOST}/sign-in?code={code(services)}")
     assert "secure" in answer.headers["set-cookie"].lower()
+    answer = client.get(f"/sign-in?code={code(services)}", headers={"X-Forwarded-Proto": "https"})
+    assert "secure" in answer.headers["set-cookie"].lower()
+    assert "secure" not in client.get(f"/sign-in?code={code(services)}").headers["set-cookie"].lower()
 
 
 def test_trouble_of_ours_is_not_called_a_refusal() -> None:
