@@ -421,17 +421,19 @@ class ExportRun:
     def _read_back(
         self, renderer: Renderer, key: str, parts: Sequence[Part], contents: Mapping[str, Any]
     ) -> _ReadBack:
-        plain, sealed = Digest(), Digest()
-        opened = self._vault.open(key, watch=sealed.watch)
-        found = renderer.inspect(ahead(plain.watch(delivered(opened, renderer.content_encoding))))
+        digest = Digest()
+        if self._owned().recipient is None:
+            plain = digest.watch(delivered(self._vault.open(key), renderer.content_encoding))
+        else:  # what is delivered is the sealed file itself
+            plain = delivered(self._vault.open(key, watch=digest.watch), renderer.content_encoding)
+        found = renderer.inspect(ahead(plain))
         expected = {part.data_type: FoundPart(rows=part.rows, size=part.size, sha256=part.sha256) for part in parts}
         if found.parts != expected:
             raise FileNotVerified("The stored file does not hold what was collected.", hint="Retry the request.")
         stated = {name: value for name, value in found.manifest.items() if name != "user_id"}
         if any(stated.get(name) != value for name, value in contents.items()):
             raise FileNotVerified("The stored file does not state what was collected.", hint="Retry the request.")
-        as_delivered = plain if self._owned().recipient is None else sealed
-        return _ReadBack(size=as_delivered.size, sha256=as_delivered.sha256, manifest=stated)
+        return _ReadBack(size=digest.size, sha256=digest.sha256, manifest=stated)
 
     def _clear(self) -> None:
         self._work.delete_below(self._folder)

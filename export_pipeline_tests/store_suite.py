@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
+import pyrage
 import pytest
+from pyrage import x25519
 
-from export_pipeline.errors import VaultError
+from export_pipeline.errors import SealBroken, VaultError
+from export_pipeline.vault import keys
 from export_pipeline.vault.store import Vault
 
 MIB = 1024 * 1024
@@ -70,3 +74,37 @@ class StoreSuite:
         assert vault.delete_below("abc") == 2
         assert vault.delete_below("abc") == 0
         assert vault.keys() == ["ab/a", "abcd/a"]
+
+    def test_the_listing_tells_names_sizes_and_times(self, vault: Vault) -> None:
+        stored = {vault.store(key, [b"text" * 1000]).size: key for key in ("abc/run/export.age", "x/y/z.part")}
+        listing = vault.listing()
+        assert sorted(found.key for found in listing) == sorted(["abc/run/export.age", "x/y/z.part"])
+        assert {found.size for found in listing} == set(stored)
+        assert all(abs(datetime.now(UTC) - found.modified) < timedelta(minutes=1) for found in listing)
+
+    def test_one_of_a_listing_can_be_deleted(self, vault: Vault) -> None:
+        for key in ("abc/run/a", "abc/run/b"):
+            vault.store(key, [b"text"])
+        [first, _] = sorted(vault.listing(), key=lambda found: found.key)
+        for _ in range(2):  # somebody else may have been quicker
+            vault.delete(first)
+        assert vault.keys() == ["abc/run/b"]
+
+    def test_other_keys_open_what_they_sealed(self, vault: Vault) -> None:
+        """For a recipient: the object itself is an age file, and the installation's keys are of no use."""
+        person = x25519.Identity.generate()
+        own = vault.with_keys(keys.RunKeys(person.to_public()))
+        own.store("abc/x", [b"text" * 100_000])
+        watched: list[bytes] = []
+
+        def watch(chunks: Iterator[bytes]) -> Iterator[bytes]:
+            for chunk in chunks:
+                watched.append(chunk)
+                yield chunk
+
+        assert b"".join(own.open("abc/x", watch=watch)) == b"text" * 100_000
+        sealed = b"".join(vault.sealed("abc/x"))
+        assert b"".join(watched) == sealed
+        assert pyrage.decrypt(sealed, [person]) == b"text" * 100_000
+        with pytest.raises(SealBroken):
+            list(vault.open("abc/x"))

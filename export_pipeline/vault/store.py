@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -162,7 +163,10 @@ class Vault:
 
     def with_keys(self, keys: KeySource) -> Vault:
         """The same store, sealed and opened by other keys."""
-        return Vault(self._url, keys, lasting=self._lasting)
+        _ = self._store  # one connection serves both
+        other = copy(self)
+        other._keys = keys
+        return other
 
     def open(
         self, key: str, *, watch: Callable[[Iterator[bytes]], Iterator[bytes]] = lambda sealed: sealed
