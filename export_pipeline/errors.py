@@ -11,7 +11,7 @@
     ├── NotAuthenticated          nobody knows yet who asks
     ├── IdentityProviderUnavailable   (retryable)
     ├── NotAllowed                the person may not do this
-    │   └── VerificationRequired  not before they have shown once more who they are
+    │   ├── VerificationRequired  not before they have shown once more who they are
     │   └── LinkRefused           a download link that is not ours
     ├── LinkEnded                 a download link of ours that opens nothing any more
     ├── RunNotEntitled            another run, or a newer attempt, owns the request
@@ -142,16 +142,16 @@ class NotAllowed(ExportPipelineError):
     """The person may not do this."""
 
 
+class VerificationRequired(NotAllowed):
+    """The person may do this, but must show once more who they are."""
+
+
 class LinkRefused(NotAllowed):
     """The download link is not one of ours, or it was altered."""
 
 
 class LinkEnded(ExportPipelineError):
     """The download link has expired, was revoked, or its file is gone."""
-
-
-class VerificationRequired(NotAllowed):
-    """The person may do this, but must show once more who they are."""
 
 
 class RunNotEntitled(ExportPipelineError):

@@ -25,8 +25,8 @@ from export_pipeline.export_run import ExportRun
 from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.links import Links
-from export_pipeline.retention import Retention
 from export_pipeline.mail import Mailer
+from export_pipeline.retention import Retention
 from export_pipeline.settings import CsvFormulas, Settings
 from export_pipeline.sign_in.gatekeeper import Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier
