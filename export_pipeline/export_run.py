@@ -418,9 +418,7 @@ class ExportRun:
             return parts
         return [self.collect(plan, part.data_type) for part in parts]
 
-    def _read_back(
-        self, renderer: Renderer, key: str, parts: Sequence[Part], contents: Mapping[str, Any]
-    ) -> _ReadBack:
+    def _read_back(self, renderer: Renderer, key: str, parts: Sequence[Part], contents: Mapping[str, Any]) -> _ReadBack:
         digest = Digest()
         if self._owned().recipient is None:
             plain = digest.watch(delivered(self._vault.open(key), renderer.content_encoding))

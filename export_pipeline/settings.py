@@ -71,8 +71,8 @@ class Settings(BaseSettings):
     )
     token_key_file: Path | None = Field(
         None,
-        description="Key of our own tokens and of sessions; unset means `keys/tokens.txt` in home, made by `migrate` and "
-        "`up`. All machines that people sign in to need the same.",
+        description="Key of our own tokens and of sessions; unset means `keys/tokens.txt` in home, made by `migrate` "
+        "and `up`. All machines that people sign in to need the same.",
     )
     local_tokens: bool | None = Field(
         None,

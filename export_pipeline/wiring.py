@@ -186,9 +186,7 @@ class Services:
         self.close()
 
 
-def connect(
-    settings: Settings, *, prepare: bool = True, connections: int = 4, patience_s: float = 10.0
-) -> Services:
+def connect(settings: Settings, *, prepare: bool = True, connections: int = 4, patience_s: float = 10.0) -> Services:
     """Connect to our database, starting the embedded one when it is the default and not running.
 
     Args:
@@ -212,7 +210,12 @@ def connect(
                     make_keys(settings)
                 else:
                     require_current(connection)
-        return Services(settings=settings, database_url=url, database=Database(url, max_size=connections, patience_s=patience_s), _held=held)
+        return Services(
+            settings=settings,
+            database_url=url,
+            database=Database(url, max_size=connections, patience_s=patience_s),
+            _held=held,
+        )
     except BaseException:
         held.close()
         raise

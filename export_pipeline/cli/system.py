@@ -51,7 +51,14 @@ def up(as_json: AsJson = False) -> None:
         with supervisor.start(settings.load(), say=lambda text: progress.update(task, description=text)) as stack:
             progress.stop()
             if as_json:
-                print_json({"api_url": stack.api_url, "ui_url": stack.ui_url, "home": stack.services.settings.home, "logs": stack.log_folder})
+                print_json(
+                    {
+                        "api_url": stack.api_url,
+                        "ui_url": stack.ui_url,
+                        "home": stack.services.settings.home,
+                        "logs": stack.log_folder,
+                    }
+                )
             else:
                 _show_addresses(stack)
                 print_link(stack.services, stack.ui_url)

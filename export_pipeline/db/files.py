@@ -54,7 +54,8 @@ _MISSING = (
     _LOG
     + """
   AND NOT EXISTS (SELECT FROM export_pipeline.export_audit_logs AS said
-                  WHERE said.request_id = %(request_id)s AND said.action = %(action)s::text AND said.detail = %(detail)s::text)
+                  WHERE said.request_id = %(request_id)s AND said.action = %(action)s::text
+                    AND said.detail = %(detail)s::text)
 """
 )
 _BY_KEY = """

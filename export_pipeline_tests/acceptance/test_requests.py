@@ -159,7 +159,8 @@ def test_one_row_is_one_partitioned_run(running: Running, asked: dict[str, str])
     partitions = running.graphql(
         """{ partitionSetsOrError(pipelineName: "export_user_data", repositorySelector:
              {repositoryLocationName: "export_pipeline", repositoryName: "__repository__"}) { ... on PartitionSets {
-             results { partitionStatusesOrError { ... on PartitionStatuses { results { partitionName runStatus }}}}}}}"""
+             results { partitionStatusesOrError { ... on PartitionStatuses {
+             results { partitionName runStatus }}}}}}}"""
     )
     statuses = partitions["partitionSetsOrError"]["results"][0]["partitionStatusesOrError"]["results"]
     assert {"partitionName": asked["heavy json"], "runStatus": "SUCCESS"} in statuses

@@ -19,7 +19,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             _env_file=None,
             home=tmp_path_factory.mktemp("faults"),
             ui_port=0,
-        api_port=0,
+            api_port=0,
             source_lock_timeout_s=120,
             **launcher,
         )

@@ -268,9 +268,7 @@ def test_long_text_once(sample):
 
 
 def test_infinity_once(sample):
-    query = (
-        "SELECT user_id, start_time::text, end_time::text FROM user_sessions WHERE NOT isfinite(start_time)"
-    )
+    query = "SELECT user_id, start_time::text, end_time::text FROM user_sessions WHERE NOT isfinite(start_time)"
     assert sample.execute(query).fetchall() == [(HOSTILE_USER, "-infinity", "infinity")]
     assert one(sample, "SELECT count(*) FROM user_sessions WHERE NOT isfinite(end_time)") == 1
 
@@ -362,9 +360,7 @@ def test_heavy_clicks_are_not_sorted_under_default_settings(sample):
 
 
 def test_statistics_are_fresh(sample):
-    query = (
-        "SELECT count(DISTINCT tablename) FROM pg_stats WHERE schemaname = 'public' AND tablename = ANY(%s)"
-    )
+    query = "SELECT count(DISTINCT tablename) FROM pg_stats WHERE schemaname = 'public' AND tablename = ANY(%s)"
     assert one(sample, query, list(TABLES)) == len(TABLES)
 
 
