@@ -188,7 +188,7 @@ def start_workers(settings: Settings) -> Iterator[Stack]:
     with ExitStack() as held:
         held.enter_context(_alone(settings))
         stack, _ = _prepare(settings, held, ui_url="")
-        stack.services.vault().require_key()
+        stack.services.require_keys()
         _add_workers(stack, settings)
         _watch(stack)
         yield stack

@@ -140,6 +140,16 @@ class Services:
         """The store of parts, sealed like everything else."""
         return Vault((self.settings.home / "work").as_uri(), self.keys, lasting=False)
 
+    def require_keys(self) -> None:
+        """Make sure that every key is here that a run may need.
+
+        Raises:
+            KeyUnusable: One is absent, damaged, or readable by others.
+        """
+        self.vault().require_key()
+        signing.Signer(signing_key_file(self.settings)).require()
+        pseudonyms.derive(pseudonym_key_file(self.settings), "")
+
     def clear(self, request_id: str) -> None:
         """Remove what a request that has no file left behind.
 

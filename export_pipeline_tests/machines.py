@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from pydantic import SecretStr
 
 from export_pipeline import sample_source, wiring
 from export_pipeline.settings import Settings
-from export_pipeline.vault import keys, pseudonyms
 from export_pipeline_tests import servers
 from export_pipeline_tests.conftest import database_url
 
@@ -60,16 +59,14 @@ class Site:
     folder: Path
     environment: dict[str, str]
     database_url: str
-    key_file: Path
-    pseudonym_key_file: Path
-    machines: list[Machine] = field(default_factory=list)
+    keys: Path
 
     @contextmanager
     def machine(self, name: str, command: str, **settings: object) -> Iterator[Machine]:
         """Start a command of ours on a new machine, and wait until it says that it is ready."""
         home = self.folder / name
         self.give_keys(home)
-        told = {"home": home, "ui_port": 0, "api_port": 0, **self.key_settings(home), **settings}
+        told = {"home": home, "ui_port": 0, "api_port": 0, **settings}
         environment = self.environment | {f"EXPORT_PIPELINE_{key.upper()}": str(value) for key, value in told.items()}
         process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, command, "--json"],
@@ -93,17 +90,11 @@ class Site:
                     machine.kill()
             process.stdout.close()
 
-    def key_settings(self, home: Path) -> dict[str, Path]:
-        """Where a machine has its copies of the keys."""
-        return {"key_file": home / "age.txt", "pseudonym_key_file": home / "pseudonyms.txt"}
-
     def give_keys(self, home: Path) -> None:
         """Every machine needs the same keys: each has copies."""
-        home.mkdir(mode=0o700, exist_ok=True)
-        for theirs, ours in zip(
-            self.key_settings(home).values(), (self.key_file, self.pseudonym_key_file), strict=True
-        ):
-            shutil.copy(ours, theirs)
+        if not home.exists():
+            home.mkdir(mode=0o700)
+            shutil.copytree(self.keys, home / "keys")
 
     def settings(self, name: str) -> Settings:
         """Of a machine where nothing is started."""
@@ -115,7 +106,6 @@ class Site:
             database_url=SecretStr(self.database_url),
             local_tokens=True,
             storage_url=self.environment["EXPORT_PIPELINE_STORAGE_URL"],
-            **self.key_settings(home),
         )
 
 
@@ -146,11 +136,9 @@ def site(folder: Path, **settings: object) -> Iterator[Site]:
             | s3.environment()
             | {f"EXPORT_PIPELINE_{key.upper()}": str(value) for key, value in shared.items()},
             database_url=url,
-            key_file=folder / "age.txt",
-            pseudonym_key_file=folder / "pseudonyms.txt",
+            keys=folder / "administrator" / "keys",
         )
-        keys.create(made.key_file)
-        pseudonyms.create(made.pseudonym_key_file)
+        made.keys.mkdir(mode=0o700, parents=True)
         wiring.apply_migrations(made.settings("administrator"))
         with psycopg.connect(url) as connection:
             sample_source.install(connection)
