@@ -224,3 +224,15 @@ def test_the_job_of_a_run_is_valid_and_confined(kubeconfig: Path) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]} >= {"/state", "/keys", "/tmp"}
     assert rendered["spec"]["backoffLimit"] == 0
+
+
+@pytest.mark.parametrize("page", sorted(DEPLOY.rglob("*.md")), ids=lambda page: str(page.relative_to(DEPLOY)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    assert targets
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
