@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -184,13 +184,15 @@ def test_nothing_that_the_run_seals_opens_with_our_keys(services: Services, pers
 
 
 def test_a_run_that_goes_on_elsewhere_collects_again(services: Services, person: Person) -> None:
-    """Another process cannot open the parts; it must not fall back to anything."""
+    """Another process cannot open the parts, even when they show the same moment; it must not fall back to anything."""
     request = services.intake.request(user_id=USER, data_types=["user_clicks"], actor=ME, recipient=person.public_key)
     with run_of(services, request) as first:
         plan = first.plan()
-        parts = [first.collect(plan, "user_clicks")]
+        part = first.collect(plan, "user_clicks")
     with run_of(services, request) as second:
-        done = second.write_metadata(second.render_and_store(plan, parts, {}))
+        second._begin()
+        same_moment = replace(part, snapshot_id=second._take_snapshot().info.id)
+        done = second.write_metadata(second.render_and_store(plan, [same_moment], {}))
     assert b'"user_clicks": [\n{' in person.opened(b"".join(fetch(services, done).chunks))
 
 

@@ -149,6 +149,16 @@ def test_what_requests_that_ended_left_goes(made: Installation, status: str) -> 
     assert made.vault.keys() == made.work.keys() == []
 
 
+def test_parts_of_a_run_that_died_after_completing_go_and_its_file_stays(made: Installation) -> None:
+    request = made.completed()
+    made.work.store(f"{request.request_id}/run/user_clicks.part", [b"x"])
+    assert made.purge().leftovers == 0
+    made.age()
+    assert made.purge().leftovers == 1
+    assert made.work.keys() == []
+    assert made.vault.keys() == [f"{request.request_id}/run/export.age"]
+
+
 def test_half_an_upload_goes(made: Installation) -> None:
     request = made.completed()
     folder = made.root / request.request_id / "dead"
