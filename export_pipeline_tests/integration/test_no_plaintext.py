@@ -189,7 +189,7 @@ def test_no_file_ever_holds_plaintext(services: Services, watched: Watcher, form
     watched.look()
     assert watched.found == set()
     assert watched.elsewhere == set(), "not even packed: no temporary file has come into being"
-    assert watched.looks > 20
+    assert watched.looks > 5  # often enough to have seen the export; how often depends on the machine
     assert len(watched.files) > 3, "parts, the file, keys: it has seen the places where data goes"
 
 

@@ -60,13 +60,19 @@ ODD_SETTINGS = (
 def database(pg_url: str, *, encoding: str = "UTF8") -> Iterator[str]:
     """A database of the test's own: others may use schema public of `pg_url` meanwhile."""
     name = f"sample_{uuid.uuid4().hex}"
-    create = "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C'"
+    create = "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LOCALE_PROVIDER libc LOCALE 'C'"
     with psycopg.connect(pg_url, autocommit=True) as server:
         server.execute(sql.SQL(create).format(sql.Identifier(name), sql.Literal(encoding)))
         try:
             yield make_conninfo(pg_url, dbname=name)
         finally:
             server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def pg_url(server_url: str) -> str:
+    """These tests make databases of their own, once for the module."""
+    return server_url
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,9 @@ def test_a_session_is_no_bearer_token_and_the_other_way_round(file: Path) -> Non
     ("changed", "reason"),
     [
         ({"exp": datetime.now(UTC) - timedelta(minutes=2)}, "expired"),
-        ({"nbf": datetime.now(UTC) + timedelta(minutes=2)}, "not_yet_valid"),
+        ({"nbf": datetime.now(UTC) + timedelta(days=2)}, "not_yet_valid"),
         (
-            {"iat": datetime.now(UTC) + timedelta(hours=2), "exp": datetime.now(UTC) + timedelta(hours=3)},
+            {"iat": datetime.now(UTC) + timedelta(days=2), "exp": datetime.now(UTC) + timedelta(days=3)},
             "not_yet_valid",
         ),
         ({"aud": "somebody-else"}, "wrong_audience"),
