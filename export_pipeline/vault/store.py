@@ -23,7 +23,7 @@ from export_pipeline.errors import StorageUnavailable, VaultError
 from export_pipeline.vault.keys import KeyFile, KeyRing, KeySource
 from export_pipeline.vault.seal import seal, unseal
 
-_LOCAL_PART, _LOCAL_UPLOADS = 1024 * 1024, 2
+_LOCAL_PART, _LOCAL_UPLOADS = 2 * 1024 * 1024, 4
 #: An S3 store takes 10,000 parts of an upload, so their size bounds a file: 160 GB, as stored. Two are on their way at
 #: once, for each is held in memory.
 _REMOTE_PART, _REMOTE_UPLOADS = 16 * 1024 * 1024, 2
