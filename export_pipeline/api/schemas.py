@@ -33,6 +33,7 @@ _EXAMPLE: dict[str, JsonValue] = {
     "due_at": "2026-12-24T09:30:00Z",
     "attempt": 1,
     "anonymize": None,
+    "recipient": None,
     "decided_by": None,
     "decision_reason": None,
     "file_url": f"/api/exports/download/{_EXAMPLE_ID}",
@@ -52,6 +53,8 @@ UserId = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH), AfterVali
 RequestId = Annotated[str, Field(pattern=f"^{REQUEST_ID_PATTERN.pattern}$")]
 _TypeName = Annotated[str, Field(min_length=1, max_length=100)]
 _Profile = Annotated[str, Field(min_length=1, max_length=100)]
+#: A 16384-bit RSA key of SSH has 2,700 characters.
+_PublicKey = Annotated[str, Field(min_length=1, max_length=4000)]
 
 
 class Body(BaseModel):
@@ -84,6 +87,9 @@ class RequestExport(Body):
     format: ExportFormat = Field(ExportFormat.JSON, description="What the file is.")
     request_type: RequestType = Field(RequestType.BACKUP, description="Why it is made; gdpr goes first.")
     anonymize: _Profile | None = Field(None, description="Anonymization profile to apply.")
+    recipient: _PublicKey | None = Field(
+        None, description="Public key (age or SSH) that alone will open the file; null seals it for this installation."
+    )
 
 
 class Reason(Body):
@@ -143,6 +149,7 @@ class Export(BaseModel):
     due_at: AwareDatetime | None = Field(description="By when the law wants an answer; gdpr requests only.")
     attempt: int = Field(description="Runs so far.")
     anonymize: str | None
+    recipient: str | None = Field(description="Public key that alone opens the file.")
     decided_by: str | None = Field(description="Who approved or rejected.")
     decision_reason: str | None
     file_url: str | None = Field(description="Where to get a link to the file; null when there is none.")

@@ -54,6 +54,7 @@ def request_export(
         format=asked.format.value,
         kind=asked.request_type.value,
         anonymize=asked.anonymize,
+        recipient=asked.recipient,
         idempotency_key=idempotency_key,
     )
     _require_same(request, asked)

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from pyrage import x25519
 
 from export_pipeline.identity import Role
 from export_pipeline.models import SYSTEM, AuditAction
@@ -34,6 +35,20 @@ def test_a_request_is_accepted_and_recorded_as_its_caller(api: Api) -> None:
     assert (request.user_id, request.requested_by, request.format) == (SUBJECT, SUBJECT, "csv")
     [entry] = api.services.requests.trail(made["request_id"])
     assert (entry.action, entry.actor, entry.user_agent) == (AuditAction.REQUESTED, SUBJECT, "a browser")
+
+
+def test_a_recipients_key_goes_with_the_request_and_a_bad_one_is_refused(api: Api) -> None:
+    key = str(x25519.Identity.generate().to_public())
+    made = api("POST", "/api/exports/request", json=body(recipient=key))
+    assert made.status_code == 202
+    shown = api("GET", made.json()["status_url"]).json()
+    assert shown["recipient"] == api.services.requests.get(made.json()["request_id"]).recipient == key
+    for bad in ("age1nonsense", "ssh-dss AAAA", "AGE-SECRET-KEY-1" + "Q" * 58):
+        answer = problem(
+            api("POST", "/api/exports/request", json=body(format="csv", recipient=bad)), 400, "invalid-request"
+        )
+        assert bad not in str(answer)
+    assert len(api.services.requests.search()) == 1
 
 
 def test_an_operator_acts_for_others_and_is_recorded_as_themselves(api: Api) -> None:
