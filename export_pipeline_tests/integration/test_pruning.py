@@ -300,7 +300,7 @@ def test_it_waits_for_nobody_and_goes_on_the_next_time(past_url: str) -> None:
         another.execute("SELECT FROM dagster.runs WHERE partition = 'past-5' FOR UPDATE")
         began = time.monotonic()
         assert prune(past_url).left == 10
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     assert prune(past_url).partitions == 10
 
 
