@@ -58,15 +58,21 @@ def pdf_command(
 
 @app.command("latency")
 def latency_command(
-    requests: Annotated[int, typer.Option(min=1, help="Single requests, and the tenth of a flood.")] = 50,
-    plain_requests: Annotated[int, typer.Option(min=1, help="The same for the slow contestants.")] = 5,
+    requests: Annotated[int, typer.Option(min=1, help="Single requests for warm and Celery workers.")] = 50,
+    flood: Annotated[int, typer.Option(min=1, help="Requests at once for warm workers; Celery gets a fifth.")] = 500,
+    plain_requests: Annotated[int, typer.Option(min=1, help="Both for the slow contestants.")] = 5,
     plain: Annotated[bool, typer.Option(help="Let plain Dagster take part: half a minute for each request.")] = True,
     home: Home = scene.DEFAULT_HOME,
+    only: Only = None,
     as_json: AsJson = False,
 ) -> None:
-    """From INSERT to completed: plain Dagster, the in-process executor, warm workers."""
+    """From INSERT to completed: plain Dagster, the in-process executor, Celery workers, warm workers."""
     found = latency.run(
-        requests=requests, flood=requests * 10, plain_requests=plain_requests, home=home.absolute(), plain=plain
+        requests=requests,
+        flood=flood,
+        plain_requests=plain_requests,
+        home=home.absolute(),
+        only=only or [name for name in latency.CONTESTANTS if plain or name != "plain"],
     )
     report.last_line(found, as_json=as_json)
 

@@ -14,6 +14,7 @@ DATA_PATH = {
     "csv_vs_psql_gzip", "csv_vs_psql_null", "json_vs_copy_null", "json_vs_sketch",
     "csv_rss_mb", "json_rss_mb", "idle_rss_mb", "rows",
 }  # fmt: skip
+LATENCY = {"p50_s", "p95_s", "per_minute", "cpu_s_per_request", "plain_p50_s", "p50_vs_plain", "launcher"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,18 @@ def test_staging_and_pdf(home: Path) -> None:
         assert json.loads(out.splitlines()[-1])[key] > 0
 
 
+def test_latency_gives_its_figures(home: Path) -> None:
+    """One contestant stands for all: the one with most around it."""
+    counts = ("--only", "celery", "--requests", "1", "--flood", "10")
+    figures = json.loads(benchmark("latency", *counts, "--json", "--home", str(home / "latency")).splitlines()[-1])
+    assert set(figures) >= LATENCY
+    assert (figures["celery_requests"], figures["celery_flood"], figures["launcher"]) == (1, 2, "warm")
+    assert all(figures[f"celery_{name}"] > 0 for name in ("p50_s", "p95_s", "per_minute", "cpu_s_per_request"))
+    assert figures["celery_p50_s"] < 60
+    assert [figures[name] for name in ("p50_s", "plain_p50_s", "p50_vs_plain")] == [None, None, None], "not measured"
+
+
 def test_the_command_lists_what_there_is() -> None:
     command = [sys.executable, "-m", "benchmarks", "--help"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert {"data-path", "staging", "pdf"} <= set(listed.split())
+    assert {"data-path", "staging", "pdf", "latency", "growth"} <= set(listed.split())
