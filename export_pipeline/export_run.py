@@ -7,7 +7,7 @@ step: a later run of the same request begins by clearing what it left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +23,14 @@ from export_pipeline.db.data_types import DataTypeStore
 from export_pipeline.db.lease import RequestLease
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
-from export_pipeline.errors import ExportPipelineError, FileNotVerified, InvalidRequest, SourceRefused
+from export_pipeline.errors import (
+    ExportPipelineError,
+    FileNotVerified,
+    InvalidRequest,
+    RunNotEntitled,
+    SourceRefused,
+    VaultError,
+)
 from export_pipeline.models import SYSTEM, DataTypeConfig, ExportMetadata, ExportRequest
 from export_pipeline.plan import (
     ExportPlan,
@@ -235,12 +242,21 @@ class ExportRun:
     def write_metadata(self, file: StoredFile) -> ExportRequest:
         """Publish the file: metadata, status and audit row in one transaction; then clear the work area.
 
+        Again after the database went away, it finds whether the first time got through: nothing says so to a caller
+        whose connection breaks while it commits.
+
         Raises:
             RunNotEntitled: Another run owns the request by now; the file is discarded.
         """
+        finished = self._published() or self._publish(file)
+        with suppress(VaultError):  # what stays is of no use, and goes with all that killed runs leave
+            self._work.delete_below(self.request_id)
+        return finished
+
+    def _publish(self, file: StoredFile) -> ExportRequest:
         request = self._begin()
         try:
-            finished = self._requests.complete(
+            return self._requests.complete(
                 ExportMetadata(
                     request_id=self.request_id,
                     user_id=request.user_id,
@@ -261,11 +277,9 @@ class ExportRun:
                 partial=_partial(file.manifest),
                 retention=self._retention(request.request_type),
             )
-        except ExportPipelineError:
+        except RunNotEntitled:
             self._clear()
             raise
-        self._work.delete_below(self.request_id)
-        return finished
 
     # --- the ends
 
@@ -433,9 +447,14 @@ class ExportRun:
             raise FileNotVerified("The stored file does not state what was collected.", hint="Retry the request.")
         return _ReadBack(size=digest.size, sha256=digest.sha256, manifest=stated)
 
+    def _published(self) -> ExportRequest | None:
+        return self._requests.completed_by(self.request_id, self.run_id)
+
     def _clear(self) -> None:
+        """Remove what this run made; never a file that people may fetch, whatever went wrong afterwards."""
         self._work.delete_below(self._folder)
-        self._vault.delete_below(self._folder)
+        if self._published() is None:
+            self._vault.delete_below(self._folder)
 
 
 def _partial(contents: Mapping[str, Any]) -> str:

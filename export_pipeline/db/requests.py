@@ -263,6 +263,15 @@ class RequestStore:
             row = cursor.fetchone()
         return ExportMetadata(**{**row, "data_types_included": tuple(row["data_types_included"])}) if row else None
 
+    def completed_by(self, request_id: str, run_id: str) -> ExportRequest | None:
+        """Read a request whose file this run has published; None when it has not, or the file is gone again."""
+        query = f"""
+            SELECT {_COLUMNS} FROM export_pipeline.export_requests
+            WHERE request_id = %s AND run_id = %s AND status IN ('completed', 'partial')"""
+        with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
+            row = cursor.execute(query, [request_id, run_id]).fetchone()
+        return _request(row) if row else None
+
     def queue(self) -> QueueState:
         """Count what is on its way."""
         with (
