@@ -60,6 +60,12 @@ SELECT """
     + " FROM moved"
 )
 
+#: A request of a type that needs approval and that nobody has decided on: cancelling it first and putting it back
+#: afterwards must not be a way past the approver. `receive_request` of the migrations asks the same of a new one.
+_UNDECIDED = """(decided_by IS NULL AND EXISTS (
+    SELECT FROM export_pipeline.data_type_configs
+    WHERE requires_approval AND (request_type = 'gdpr' OR data_type = ANY (data_types))))"""
+
 _WARN_DUE = """
 WITH near AS (
     UPDATE export_pipeline.export_requests SET warned_at = now()
@@ -417,13 +423,16 @@ class RequestStore:
     def retry(self, request_id: str, actor: Actor) -> ExportRequest:
         """Put a failed or cancelled request back into the queue; its next run is a new attempt.
 
+        One that needs approval and was never decided on waits for it again.
+
         Raises:
             RequestNotFound: There is none with this id.
-            WrongStatus: It has not failed.
+            WrongStatus: It has not failed, or an identical request is open.
         """
         return self._move(
             request_id,
-            set="status = 'pending', claimed_at = NULL, completed_at = NULL, error_message = NULL",
+            set=f"status = CASE WHEN {_UNDECIDED} THEN 'awaiting_approval' ELSE 'pending' END,"
+            " claimed_at = NULL, completed_at = NULL, error_message = NULL",
             guard="status IN ('failed', 'cancelled')",
             action=AuditAction.RETRIED,
             actor=actor,
@@ -518,7 +527,7 @@ class RequestStore:
 
         Raises:
             RequestNotFound: There is none with this id.
-            RunNotEntitled: The request has ended, or another run owns it.
+            RunNotEntitled: The request has ended, or another run owns it; or it was never approved.
         """
         with self._database.connect() as connection:
             owned = _get(connection, request_id)
@@ -530,7 +539,8 @@ class RequestStore:
                 set="status = 'processing', run_id = %(run_id)s, started_at = now(), claimed_at = NULL,"
                 " completed_at = NULL, error_message = NULL, attempt = greatest(attempt, 1)"
                 " + CASE WHEN status IN ('failed', 'cancelled') THEN 1 ELSE 0 END",
-                guard="(status = 'pending' OR (%(reopen)s AND status IN ('failed', 'cancelled')))",
+                guard="(status = 'pending'"
+                f" OR (%(reopen)s AND status IN ('failed', 'cancelled') AND NOT {_UNDECIDED}))",
                 action=AuditAction.STARTED,
                 actor=SYSTEM,
                 detail=f"run {run_id}",

@@ -12,7 +12,7 @@ import pytest
 
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
-from export_pipeline.errors import InvalidRequest, NotAllowed, RateLimited, RequestNotFound, WrongStatus
+from export_pipeline.errors import InvalidRequest, NotAllowed, RateLimited, RequestNotFound, RunNotEntitled, WrongStatus
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.models import Actor, ExportRequest, RequestStatus
 
@@ -75,6 +75,21 @@ def test_a_gdpr_request_and_a_plain_insert_wait_too(
     ).fetchone()
     assert row == ("awaiting_approval",)
     assert ask(user_id="bob").status is RequestStatus.PENDING
+
+
+def test_to_cancel_and_retry_is_no_way_past_the_approver(
+    guarded: None, ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore
+) -> None:
+    waiting = ask(data_types=["user_errors"])
+    intake.cancel(waiting.request_id, ANN)
+    with pytest.raises(RunNotEntitled):
+        store.start(waiting.request_id, "by-hand", reopen=True)
+    assert intake.retry(waiting.request_id, ANN).status is RequestStatus.AWAITING_APPROVAL
+    assert store.claim(10) == []
+    assert intake.approve(waiting.request_id, BOB).status is RequestStatus.PENDING
+    intake.cancel(waiting.request_id, ANN)
+    assert intake.retry(waiting.request_id, ANN).status is RequestStatus.PENDING
+    assert ask().status is RequestStatus.PENDING
 
 
 def test_a_rejected_request_ends_with_its_reason(
