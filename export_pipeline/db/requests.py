@@ -624,12 +624,18 @@ class RequestStore:
             )
 
     def _move(self, request_id: str, **move: Any) -> ExportRequest:
-        with self._database.connect() as connection:
-            moved = _move(connection, request_id, **move)
-            if moved is None:
-                found = _get(connection, request_id)
-                raise WrongStatus(f"The request is {found.status.value.replace('_', ' ')}.")
-            return moved
+        try:
+            with self._database.connect() as connection:
+                moved = _move(connection, request_id, **move)
+                if moved is None:
+                    found = _get(connection, request_id)
+                    raise WrongStatus(f"The request is {found.status.value.replace('_', ' ')}.")
+                return moved
+        except UniqueViolation:
+            # Only one of identical requests is open at a time, and this one was not.
+            raise WrongStatus(
+                "An identical request is open already.", hint="Wait for that one, or cancel it first."
+            ) from None
 
 
 def _move(

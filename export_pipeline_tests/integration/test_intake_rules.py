@@ -154,6 +154,21 @@ def test_an_ended_request_is_no_longer_the_same(ask: Callable[..., ExportRequest
     assert ask().request_id != first.request_id
 
 
+def test_what_ended_is_not_opened_again_beside_an_identical_one(
+    ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore
+) -> None:
+    first = ask()
+    intake.cancel(first.request_id, ANN)
+    second = ask()
+    with pytest.raises(WrongStatus, match="identical request is open"):
+        intake.retry(first.request_id, ANN)
+    with pytest.raises(RunNotEntitled, match="identical request is open"):
+        store.start(first.request_id, "by-hand", reopen=True)
+    assert actions(store, first) == ["export_requested", "export_cancelled"]
+    intake.cancel(second.request_id, ANN)
+    assert intake.retry(first.request_id, ANN).status is RequestStatus.PENDING
+
+
 def test_an_idempotency_key_makes_one_request_for_ever(ask: Callable[..., ExportRequest], intake: Intake) -> None:
     first = ask(idempotency_key="k-1")
     intake.cancel(first.request_id, ANN)
