@@ -92,10 +92,14 @@ WHERE (sameness = %(sameness)s AND %(request_id)s::text IS NULL
    OR (requested_by = %(requested_by)s AND idempotency_key = %(idempotency_key)s)
 LIMIT 1
 """
-_COUNT = """
-SELECT count(*) AS made, extract(epoch FROM min(requested_at) + interval '24 hours' - now())::int AS retry_after_s
+#: Requests about oneself and about others have limits of their own, so each is counted by itself. The next one is
+#: possible when so many have become old that fewer than the limit are left.
+_LIMITING = """
+SELECT ceil(extract(epoch FROM requested_at + interval '24 hours' - now()))::int AS retry_after_s
 FROM export_pipeline.export_requests
 WHERE requested_by = %(requested_by)s AND requested_at > now() - interval '24 hours'
+  AND (user_id = requested_by) = (%(user_id)s = %(requested_by)s)
+ORDER BY requested_at DESC OFFSET %(limit)s - 1 LIMIT 1
 """
 _INSERT = f"""
 INSERT INTO export_pipeline.export_requests
@@ -308,7 +312,8 @@ class RequestStore:
         Args:
             new: What is asked.
             actor: Who asks.
-            limit: Requests that the requester may make in 24 hours; None means no limit.
+            limit: Requests that the requester may make in 24 hours about themselves, or about others, whichever this
+                one is; None means no limit.
 
         Raises:
             InvalidRequest: The id is taken.
@@ -321,7 +326,7 @@ class RequestStore:
                 if same := cursor.execute(_SAME, _values(new)).fetchone():
                     return _request(same)
                 if limit is not None:
-                    _count(cursor, new.requested_by, limit)
+                    _limit(cursor, new, limit)
                 return _request(_only(cursor.execute(_INSERT, _values(new)).fetchone()))
         except UniqueViolation:
             raise InvalidRequest("A request with this id exists already.", hint="Leave the id out.") from None
@@ -725,10 +730,10 @@ def _origin(actor: Actor) -> dict[str, str]:
     return {"ip_address": actor.ip_address or "", "user_agent": actor.user_agent or ""}
 
 
-def _count(cursor: Cursor[dict[str, Any]], requested_by: str, limit: int) -> None:
-    made = _only(cursor.execute(_COUNT, {"requested_by": requested_by}).fetchone())
-    if made["made"] >= limit:
-        raise RateLimited(limit=limit, retry_after_s=max(1, made["retry_after_s"]))
+def _limit(cursor: Cursor[dict[str, Any]], new: NewRequest, limit: int) -> None:
+    asked = {"requested_by": new.requested_by, "user_id": new.user_id, "limit": limit}
+    if last_within := cursor.execute(_LIMITING, asked).fetchone():
+        raise RateLimited(limit=limit, retry_after_s=max(1, last_within["retry_after_s"]))
 
 
 def _only(row: _Row | None) -> _Row:

@@ -136,6 +136,35 @@ def test_the_limit_forgets_after_a_day_and_counts_each_requester(
     assert ask(data_types=NAMES[:2]).status is RequestStatus.PENDING
 
 
+def test_what_was_asked_about_others_does_not_count_about_oneself(
+    ask: Callable[..., ExportRequest], admin: psycopg.Connection
+) -> None:
+    for number in range(7):
+        ask(user_id=f"user-{number}")
+    with pytest.raises(RateLimited, match="limit of 7"):
+        ask(user_id="user-7")
+    for name in NAMES[:5]:
+        ask(data_types=[name])
+    with pytest.raises(RateLimited, match="limit of 5"):
+        ask(data_types=NAMES[5:])
+
+
+def test_the_wait_ends_when_fewer_than_the_limit_are_left(
+    database: Database, ask: Callable[..., ExportRequest], admin: psycopg.Connection
+) -> None:
+    for hours, name in enumerate(NAMES[:5]):
+        made = ask(data_types=[name])
+        admin.execute(
+            "UPDATE export_pipeline.export_requests SET requested_at = requested_at - make_interval(hours => %s)"
+            " WHERE request_id = %s",
+            [hours, made.request_id],
+        )
+    # The limit was lowered meanwhile: the four oldest must go first.
+    with pytest.raises(RateLimited) as limited:
+        Intake(database, limits=Limits(for_oneself=2)).request(user_id="ann", actor=ANN, data_types=NAMES[5:])
+    assert limited.value.retry_after_s == pytest.approx(23 * 3600, abs=60)
+
+
 def test_fifty_identical_ones_are_one(intake: Intake, admin: psycopg.Connection) -> None:
     with ThreadPoolExecutor(50) as pool:
         made = set(
