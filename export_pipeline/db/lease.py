@@ -33,6 +33,7 @@ class RequestLease:
         self._request_id = request_id
         self._connection: psycopg.Connection | None = None
         self._lock = threading.Lock()
+        self._keeper: threading.Thread | None = None
         self._released = threading.Event()
 
     def acquire(self) -> None:
@@ -42,11 +43,11 @@ class RequestLease:
             RunNotEntitled: Another process works on the request.
             DatabaseUnavailable: The server does not answer.
         """
-        first = self._connection is None
         with self._lock:
             self._hold(_PATIENCE_S)
-        if first:
-            threading.Thread(target=self._keep, name="lease", daemon=True).start()
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
+            self._keeper.start()
 
     def release(self) -> None:
         """Let go; the lock ends with the connection."""
@@ -66,13 +67,24 @@ class RequestLease:
             return
         self._drop()
         connection = self._database.dedicated()
+        try:
+            self._wait(connection, patience)
+        except psycopg.OperationalError:
+            connection.close()
+            raise DatabaseUnavailable(
+                "Our database ended the connection.", hint="Is it restarting? Run `export-pipeline doctor`."
+            ) from None
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
+
+    def _wait(self, connection: psycopg.Connection, patience: float) -> None:
         deadline = time.monotonic() + patience
         while not self._try(connection):
             if time.monotonic() >= deadline:
-                connection.close()
                 raise RunNotEntitled("Another process works on this request now.")
             time.sleep(0.1)
-        self._connection = connection
 
     def _drop(self) -> None:
         if self._connection is not None:

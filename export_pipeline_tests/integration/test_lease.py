@@ -148,6 +148,38 @@ def test_a_connection_that_the_server_ended_is_noticed_and_replaced(
     assert after != before
 
 
+def test_the_keeper_outlives_a_connection_that_ends_at_once(
+    tables_url: str,
+    admin: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> None:
+    class Shaky(Database):
+        """As a server that is going down or coming up: it lets us in, and ends the connection."""
+
+        shaky = 0
+
+        def dedicated(self) -> psycopg.Connection:
+            connection = super().dedicated()
+            if self.shaky:
+                self.shaky -= 1
+                admin.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+            return connection
+
+    monkeypatch.setattr(module, "_KEEP_S", 0.05)
+    lease = RequestLease(database := Shaky(tables_url), "r")
+    lease.acquire()
+    database.shaky = 2
+    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [holders(admin)[0]])
+    wait_until(lambda: database.shaky == 0 and len(holders(admin)) == 1)
+    lease.release()
+    wait_until(lambda: not holders(admin))
+    # Whoever takes it for the first time is told in our words.
+    database.shaky = 1
+    with pytest.raises(DatabaseUnavailable, match="ended the connection"):
+        RequestLease(database, "r").acquire()
+
+
 def test_one_whose_connection_ended_does_not_take_it_from_the_next(
     lease_on: Callable[[str], RequestLease], impatient: None, admin: psycopg.Connection
 ) -> None:
