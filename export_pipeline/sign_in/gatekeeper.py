@@ -8,7 +8,7 @@ share our cookies, because those know no ports. So a changing call must come fro
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.cookies import CookieError, SimpleCookie
@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import jwt
 
 from export_pipeline.db.sign_in import SignInStore
-from export_pipeline.errors import ConfigurationError, NotAuthenticated
+from export_pipeline.errors import ConfigurationError, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal
 from export_pipeline.models import Actor
 from export_pipeline.sign_in.oidc import Verifier
+from export_pipeline.sign_in.recent import Recent
 from export_pipeline.sign_in.refusals import Refusals
 from export_pipeline.sign_in.tokens import ISSUER, LIFETIME, Audience, Issuer
 
@@ -82,6 +83,7 @@ class Gatekeeper:
         self._provider = provider
         self._local = local
         self._refusals = Refusals(store)
+        self._recent = Recent(self._keys)
 
     @property
     def open(self) -> bool:
@@ -97,6 +99,14 @@ class Gatekeeper:
         if self._provider is not None:
             self._provider.require()
 
+    def recall(self, asking: Asking) -> Principal | None:
+        """Tell who asks, if what they show was checked a moment ago; else None. Quick: an event loop may call it."""
+        try:
+            shown = _shown(asking)
+            return self._recent.find(shown.kind, shown.proof)
+        except NotAuthenticated:
+            return None  # `admit` says why
+
     def admit(self, asking: Asking) -> Principal:
         """Tell who asks. May ask the provider and write to the trail: not for the event loop's thread.
 
@@ -105,7 +115,9 @@ class Gatekeeper:
             IdentityProviderUnavailable: It cannot be told now.
         """
         try:
-            return self._admit(asking)
+            shown = _shown(asking)
+            check = self._by_token if shown.kind is Audience.BEARER else self._by_session
+            return self._recent.check(shown.kind, shown.proof, check)
         except NotAuthenticated as refused:
             if refused.reason:
                 self._refusals.record(asking.actor, refused.reason)
@@ -161,28 +173,18 @@ class Gatekeeper:
                 " EXPORT_PIPELINE_LOCAL_TOKENS=true.",
             )
 
-    def _admit(self, asking: Asking) -> Principal:
-        kind, _, token = asking.headers.get("authorization", "").partition(" ")
-        if kind:
-            if kind.lower() != "bearer":
-                raise NotAuthenticated(
-                    "Only bearer tokens are accepted.",
-                    hint=_HINT,
-                    reason="wrong_scheme",
-                )
-            return self._by_token(token.strip())
-        session = _cookie(asking.headers.get("cookie", ""))
-        if session is None:
-            raise NotAuthenticated("Nobody is signed in.", hint=_HINT)
-        if asking.changes and not _from_our_page(asking.headers):
-            raise NotAuthenticated(
-                "The call does not come from a page of this server.",
-                reason="foreign_page",
-            )
-        return self._issuer.verify(_short(session), audience=Audience.SESSION)
+    def _keys(self) -> Hashable:
+        fetched = self._provider.fetched_at if self._provider is not None else None
+        try:
+            return self._issuer.stamp(), fetched
+        except KeyUnusable:  # a provider's tokens need no key of ours
+            return None, fetched
+
+    def _by_session(self, session: str) -> Principal:
+        return self._issuer.verify(session, audience=Audience.SESSION)
 
     def _by_token(self, token: str) -> Principal:
-        issuer = _named_issuer(_short(token))
+        issuer = _named_issuer(token)
         if self._local and issuer == ISSUER:
             return self._issuer.verify(token)
         if self._provider is not None and issuer == self._provider.provider.issuer:
@@ -192,6 +194,28 @@ class Gatekeeper:
 
 _HINT = "`export-pipeline sign-in` makes a link, `export-pipeline token` a token; or use your identity provider's."
 SESSION_LIFETIME_S = int(LIFETIME.total_seconds())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What somebody shows to be let in: a bearer token, or the cookie of a session."""
+
+    kind: Audience
+    proof: str = field(repr=False)
+
+
+def _shown(asking: Asking) -> _Shown:
+    scheme, _, token = asking.headers.get("authorization", "").partition(" ")
+    if scheme:
+        if scheme.lower() != "bearer":
+            raise NotAuthenticated("Only bearer tokens are accepted.", hint=_HINT, reason="wrong_scheme")
+        return _Shown(kind=Audience.BEARER, proof=_short(token.strip()))
+    session = _cookie(asking.headers.get("cookie", ""))
+    if session is None:
+        raise NotAuthenticated("Nobody is signed in.", hint=_HINT)
+    if asking.changes and not _from_our_page(asking.headers):
+        raise NotAuthenticated("The call does not come from a page of this server.", reason="foreign_page")
+    return _Shown(kind=Audience.SESSION, proof=_short(session))
 
 
 def _named_issuer(token: str) -> object:

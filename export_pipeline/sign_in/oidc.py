@@ -83,6 +83,11 @@ class Verifier:
         self._keys = _Keys(by_id={}, fetched_at=float("-inf"))
         self._failed_at = float("-inf")
 
+    @property
+    def fetched_at(self) -> float:
+        """When the keys in use were fetched, by the clock."""
+        return self._keys.fetched_at
+
     def verify(self, token: str) -> Principal:
         """Check a token.
 

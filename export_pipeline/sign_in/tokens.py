@@ -18,7 +18,8 @@ import jwt
 from export_pipeline.errors import NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.sign_in.claims import Claims, refused, subject
-from export_pipeline.vault import token_keys
+from export_pipeline.vault import secret_file, token_keys
+from export_pipeline.vault.secret_file import Stamp
 
 ISSUER = "export-pipeline"
 LEEWAY_S = 30
@@ -43,6 +44,14 @@ class Issuer:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+
+    def stamp(self) -> Stamp:
+        """Tell whether the keys are still the ones that were used, without reading them.
+
+        Raises:
+            KeyUnusable: The key file is absent.
+        """
+        return secret_file.stamp(self._file)
 
     def issue(
         self,

@@ -53,7 +53,9 @@ def asking(connection: HTTPConnection, *, changing: bool | None = None) -> Askin
 
 async def admit(gatekeeper: Gatekeeper, connection: HTTPConnection, *, changing: bool | None = None) -> Principal:
     """Tell who asks, without holding up the event loop; see `Gatekeeper.admit`."""
-    return await run_in_threadpool(gatekeeper.admit, asking(connection, changing=changing))
+    asked = asking(connection, changing=changing)
+    known = gatekeeper.recall(asked)
+    return known if known is not None else await run_in_threadpool(gatekeeper.admit, asked)
 
 
 def routes(gatekeeper: Gatekeeper) -> list[Route]:

@@ -22,6 +22,7 @@ from export_pipeline.errors import IdentityProviderUnavailable, NotAuthenticated
 from export_pipeline.identity import Role
 from export_pipeline.sign_in.gatekeeper import Asking, Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier, secure
+from export_pipeline.sign_in.tokens import Issuer
 from export_pipeline_tests.oidc_provider import AUDIENCE, RunningProvider, ec_key, free_port, install, rsa_key, running
 
 CLIENTS: dict[str, dict[str, Any]] = {
@@ -115,10 +116,12 @@ def test_the_test_s_own_tokens_are_like_the_provider_s(provider: RunningProvider
     assert verifier.verify(forged(provider, aud=["https://a.example", AUDIENCE])).id == "anna"
 
 
-def test_the_gatekeeper_takes_them(provider: RunningProvider, verifier: Verifier) -> None:
-    gatekeeper = Gatekeeper(issuer=None, store=None, provider=verifier, local=False)
+def test_the_gatekeeper_takes_them(provider: RunningProvider, verifier: Verifier, tmp_path: Path) -> None:
+    """Without a key of our own."""
+    gatekeeper = Gatekeeper(issuer=Issuer(tmp_path / "absent"), store=None, provider=verifier, local=False)
     asking = Asking(changes=True, headers={"authorization": f"Bearer {provider.token('oscar')}"})
     assert gatekeeper.admit(asking).id == "oscar"
+    assert gatekeeper.admit(asking) == gatekeeper.recall(asking)
 
 
 # --- what does not

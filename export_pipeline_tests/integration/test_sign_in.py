@@ -25,6 +25,7 @@ from export_pipeline.sign_in import web
 from export_pipeline.sign_in.gatekeeper import COOKIE, Asking, Gatekeeper
 from export_pipeline.sign_in.refusals import Refusals
 from export_pipeline.sign_in.tokens import Audience
+from export_pipeline.vault import token_keys
 
 ANNA = Principal(id="anna", roles=frozenset({Role.SUBJECT, Role.OPERATOR}))
 HOST = "export.example:8080"
@@ -274,3 +275,24 @@ def test_the_cookie_is_secure_behind_tls(services: wiring.Services, client: Test
 
 def test_trouble_of_ours_is_not_called_a_refusal() -> None:
     assert web.refused(ExportPipelineError("Away.")).status_code == 503
+
+
+def test_a_token_that_counted_a_moment_ago_does_not_outlive_its_key(services: wiring.Services) -> None:
+    gatekeeper, shown = services.gatekeeper, asking(authorization=f"Bearer {token(services)}")
+    assert gatekeeper.recall(shown) is None
+    assert gatekeeper.admit(shown) == gatekeeper.recall(shown)
+    wiring.token_key_file(services.settings).unlink()
+    token_keys.create(wiring.token_key_file(services.settings))
+    assert gatekeeper.recall(shown) is None
+    with pytest.raises(NotAuthenticated):
+        gatekeeper.admit(shown)
+
+
+def test_a_session_that_counted_a_moment_ago_still_needs_a_page_of_ours_to_change_something(
+    services: wiring.Services,
+) -> None:
+    gatekeeper, cookie = services.gatekeeper, f"{COOKIE}={services.gatekeeper.open_session(ANNA)}"
+    gatekeeper.admit(asking(cookie=cookie))
+    assert gatekeeper.recall(asking(cookie=cookie)).id == "anna"
+    assert gatekeeper.recall(asking(changes=True, cookie=cookie, origin="https://evil.example", host=HOST)) is None
+    assert gatekeeper.recall(asking(authorization=f"Bearer {cookie.partition('=')[2]}")) is None

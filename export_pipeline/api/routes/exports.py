@@ -75,7 +75,7 @@ def get_history(
     response_model=Export,
     responses={**documented(400, 404), **NOT_MODIFIED},
 )
-def get_status(target: _Readable, if_none_match: IfNoneMatch = None) -> Response:
+async def get_status(target: _Readable, if_none_match: IfNoneMatch = None) -> Response:
     """One export request: where it stands."""
     return conditional(Export.of(target.listed), if_none_match)
 
