@@ -1,11 +1,22 @@
 """What a process that executes one run after the other does once: import everything, hold Dagster's instance."""
 
+import os
+
 import dagster as dg
 
 from export_pipeline.defs.storage import BufferedEventLogStorage
 
 #: A run that has another status was begun by somebody, and must not be begun again.
 NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
+
+
+#: Of 19, the lowest priority there is.
+_NICE = 10
+
+
+def make_way() -> None:
+    """Let whoever waits for an answer of the API have the processor first: a run is in no such hurry."""
+    os.nice(_NICE)
 
 
 def load_definitions() -> None:

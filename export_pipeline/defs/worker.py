@@ -14,7 +14,7 @@ import dagster as dg
 from export_pipeline.db.run_queue import RunQueue, Seat
 from export_pipeline.defs.internals import capture_interrupts, execute_run
 from export_pipeline.defs.process import services
-from export_pipeline.defs.warm import NOT_BEGUN, begin_buffering, load_definitions
+from export_pipeline.defs.warm import NOT_BEGUN, begin_buffering, load_definitions, make_way
 
 _IDLE_S = 5.0
 
@@ -82,6 +82,7 @@ def main() -> None:
     # by which we are asked to end, for the wish to cancel the run: that signal is kept for a thread that waits for it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    make_way()
     load_definitions()
     with dg.DagsterInstance.get() as instance:
         begin_buffering(instance)
