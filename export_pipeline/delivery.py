@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -156,17 +157,20 @@ def write(chunks: Iterable[bytes], file: Path) -> None:
     Raises:
         ConfigurationError: The file cannot be written there.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    temporary = None
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        # A name that nobody can foresee, and no file that is there already: in a folder that others may write to, one
+        # of theirs could wait for what we write.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".part", dir=file.parent)
         with os.fdopen(descriptor, "wb") as out:
             for chunk in chunks:
                 out.write(chunk)
-        temporary.replace(file)
+        Path(temporary).replace(file)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written: {error.strerror}.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def _checked(chunks: Iterator[bytes], file: DeliveredFile) -> Iterator[bytes]:
