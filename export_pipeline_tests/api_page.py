@@ -42,8 +42,9 @@ _RULES = """
 
 - **Names** are those of the specification, in snake_case. Times are ISO 8601 with their offset. A field that we do
   not know is refused, not ignored.
-- **Ids of other people's requests** get the same 404 as ids that do not exist, with the same body, after the same
-  work.
+- **Who may not**: 401 is for whoever is not signed in, 403 for whoever may do this to nobody, or not to the person
+  whom the call names. Ids of requests that the caller may not see get the same 404 as ids that do not exist, with the
+  same body, after the same work; what the caller may see and not do this to is 403.
 - **`requested_by`** is whoever calls. An operator acts for others and is recorded as themselves.
 - **`Idempotency-Key`**, a header of the two POSTs that make a request: calls of one caller with the same key make one
   request; with another body they get 409. Without a key, an identical request that is still open is given back.

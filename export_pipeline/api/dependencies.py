@@ -41,6 +41,11 @@ class Caller:
         """Whether it may be done to this person's data; None is everybody's."""
         return identity.allowed(self.principal, self.scope, user_id=user_id)
 
+    @property
+    def sees_only(self) -> str | None:
+        """Whose requests there are for them at all; None is everybody's."""
+        return None if identity.allowed(self.principal, Scope.READ) else self.principal.id
+
     def require(self, user_id: str | None) -> None:
         """Refuse what may not be done.
 
@@ -100,16 +105,16 @@ class Target:
 def export(scope: Scope) -> Callable[..., Target]:
     """Make the dependency of a route about one export request.
 
-    An id of somebody else's request answers like one that does not exist: the same words after the same work.
+    A request that the caller may not see answers like one that does not exist: the same words after the same work,
+    because the database does not find it either. What they may see and not do this to is refused.
     """
     caller_dependency = Depends(require(scope))
 
     def target(request_id: RequestIdPath, services: ServicesDep, caller: Caller = caller_dependency) -> Target:
         if not REQUEST_ID_PATTERN.fullmatch(request_id):
             raise RequestNotFound(_NOT_FOUND)
-        found = Listing(services.database).get(request_id)
-        if not caller.may(found.request.user_id):
-            raise RequestNotFound(_NOT_FOUND)
+        found = Listing(services.database).get(request_id, user_id=caller.sees_only)
+        caller.require(found.request.user_id)
         return Target(caller=caller, listed=found, services=services)
 
     return target

@@ -77,13 +77,18 @@ class Listing:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def get(self, request_id: str) -> Listed:
+    def get(self, request_id: str, *, user_id: str | None = None) -> Listed:
         """Read one request.
+
+        Args:
+            request_id: Which.
+            user_id: Only when it is this person's, as if there were no other; None reads anybody's.
 
         Raises:
             RequestNotFound: There is none with this id.
         """
-        found = self._read(f"{_SELECT} WHERE r.request_id = %(request_id)s", {"request_id": request_id})
+        where = "r.request_id = %(request_id)s" + (" AND r.user_id = %(user_id)s" if user_id is not None else "")
+        found = self._read(f"{_SELECT} WHERE {where}", {"request_id": request_id, "user_id": user_id})
         if not found:
             raise RequestNotFound("There is no export request with this id.", hint="`export-pipeline list` shows them.")
         return found[0]

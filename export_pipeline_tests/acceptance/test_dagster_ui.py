@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from export_pipeline.identity import Principal, Role
+from export_pipeline.identity import SCOPES, Principal, Role, Scope
 from export_pipeline.sign_in.gatekeeper import COOKIE
 from export_pipeline.sign_in.tokens import Audience
 from export_pipeline_tests.running import Running
@@ -24,8 +24,8 @@ TERMINATE = 'mutation { terminateRun(runId: "none") { __typename } }'
 LAUNCH = """mutation { launchRun(executionParams: {selector: {repositoryName: "__repository__",
     repositoryLocationName: "export_pipeline", jobName: "export_user_data"}}) { __typename } }"""
 TELEMETRY = 'mutation { logTelemetry(action: "a", clientTime: "0", clientId: "c", metadata: "{}") { __typename } }'
-LOOKERS = [Role.OPERATOR, Role.AUDITOR]
-OUTSIDERS = [Role.SUBJECT, Role.APPROVER]
+LOOKERS = sorted(SCOPES[Scope.READ_DAGSTER].others - SCOPES[Scope.LAUNCH_DAGSTER].others)
+OUTSIDERS = sorted(set(Role) - SCOPES[Scope.READ_DAGSTER].others)
 
 
 class Browser:
