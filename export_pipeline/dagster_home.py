@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import SecretStr
 
+from export_pipeline.errors import ConfigurationError
 from export_pipeline.settings import Settings
 
 MODULE = "export_pipeline.definitions"
@@ -68,7 +71,11 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def write(settings: Settings) -> CodeServer:
-    """Write Dagster's configuration for this installation; holds no secret."""
+    """Write Dagster's configuration for this installation; holds no secret.
+
+    Raises:
+        ConfigurationError: The folder of a socket that does not fit into the state folder is somebody else's.
+    """
     home = folder(settings)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     shipped = resources.files("export_pipeline") / "defs" / "dagster.yaml"
@@ -112,12 +119,30 @@ def _text(value: object) -> str:
 def _socket(home: Path) -> Path:
     socket = home / "code-server.sock"
     if len(os.fsencode(socket)) > _SOCKET_PATH_MAX:
-        # Owner-only, and the same for the same state folder.
+        # The same for the same state folder.
         name = f"export-pipeline-{os.getuid()}-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
         socket = Path(tempfile.gettempdir()) / name / "code-server.sock"
-        socket.parent.mkdir(mode=0o700, exist_ok=True)
+        _make_private(socket.parent)
     socket.unlink(missing_ok=True)
     return socket
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for us only, or check that what is there is ours: whoever could put a socket of their own into it
+    would be asked for the code that our processes run.
+
+    Raises:
+        ConfigurationError: It is a link, or somebody else's.
+    """
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise ConfigurationError(
+            f"The folder {folder} for the socket of Dagster's code server belongs to somebody else.",
+            hint="Remove it, or set TMPDIR or EXPORT_PIPELINE_HOME to another folder.",
+        )
+    folder.chmod(0o700)
 
 
 def _write(file: Path, text: str) -> None:
