@@ -82,7 +82,11 @@ class BufferedEventLogStorage(PostgresEventLogStorage):
             self._some.wait()
             self._some.clear()
             threading.Event().wait(_FLUSH_S)
-            self.flush()
+            try:
+                self.flush()
+            except Exception:  # what it says quotes the events
+                # The server is away: all of it still waits. Whoever changes a run's status meanwhile is told.
+                self._some.set()
 
 
 class SettingsPostgresStorage(DagsterPostgresStorage):
