@@ -66,6 +66,10 @@ _UNDECIDED = """(decided_by IS NULL AND EXISTS (
     SELECT FROM export_pipeline.data_type_configs
     WHERE requires_approval AND (request_type = 'gdpr' OR data_type = ANY (data_types))))"""
 
+_CANCEL = "status = 'cancelled', completed_at = now(), error_message = 'Cancelled.'"
+#: What was read of a stalled request is still so.
+_AS_SEEN = "status = %(status)s AND attempt = %(attempt)s AND run_id IS NOT DISTINCT FROM %(run_id)s"
+
 _WARN_DUE = """
 WITH near AS (
     UPDATE export_pipeline.export_requests SET warned_at = now()
@@ -452,7 +456,7 @@ class RequestStore:
         """
         return self._move(
             request_id,
-            set="status = 'cancelled', completed_at = now(), error_message = 'Cancelled.'",
+            set=_CANCEL,
             guard="status IN ('awaiting_approval', 'pending', 'processing')"
             " AND (%(run_id)s::text IS NULL OR run_id = %(run_id)s)",
             action=AuditAction.CANCELLED,
@@ -509,7 +513,7 @@ class RequestStore:
             set="status = 'failed', completed_at = now(), claimed_at = NULL, error_message = %(message)s"
             if spent
             else "status = 'pending', claimed_at = NULL, started_at = NULL",
-            guard="status = %(status)s AND attempt = %(attempt)s AND run_id IS NOT DISTINCT FROM %(run_id)s",
+            guard=_AS_SEEN,
             action=AuditAction.FAILED if spent else AuditAction.REQUEUED,
             actor=SYSTEM,
             detail=detail,
@@ -517,6 +521,24 @@ class RequestStore:
             attempt=stalled.attempt,
             run_id=stalled.run_id,
             message=message,
+        )
+
+    def cancel_stalled(self, stalled: StalledRequest, *, detail: str) -> ExportRequest:
+        """End a stalled request whose run a person terminated.
+
+        Raises:
+            WrongStatus: It moved on meanwhile: a person may have put it back already.
+        """
+        return self._move(
+            stalled.request_id,
+            set=_CANCEL,
+            guard=_AS_SEEN,
+            action=AuditAction.CANCELLED,
+            actor=SYSTEM,
+            detail=detail,
+            status=stalled.status.value,
+            attempt=stalled.attempt,
+            run_id=stalled.run_id,
         )
 
     # --- the run

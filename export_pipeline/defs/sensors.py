@@ -13,7 +13,7 @@ from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_r
 from export_pipeline.defs.process import services
 from export_pipeline.defs.warm import NOT_BEGUN
 from export_pipeline.errors import VaultError, WrongStatus
-from export_pipeline.models import SYSTEM, RequestStatus
+from export_pipeline.models import RequestStatus
 
 _CLAIMS_PER_TICK = 100
 #: Claimed requests for each run that can go on at once: enough to keep workers busy until the next round, few enough
@@ -95,7 +95,7 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
         instance.report_run_failed(run, f"The run's process is gone: {why}")
     try:
         if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
-            services().requests.cancel(stalled.request_id, SYSTEM, detail=f"run {run.run_id} was terminated")
+            services().requests.cancel_stalled(stalled, detail=f"run {run.run_id} was terminated")
             return "cancelled, because its run was"
         reason = f"run {run.run_id} ended as {run.status.value.lower()}" if run else "its run was never launched"
         moved = services().requests.requeue(stalled, max_attempts=services().settings.max_attempts, detail=reason)

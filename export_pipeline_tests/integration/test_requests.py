@@ -131,6 +131,11 @@ def requeue(store: RequestStore, seen: RequestStatus, max_attempts: int) -> Expo
     return store.requeue(stalled, max_attempts=max_attempts, detail="run run-1 ended as failure")
 
 
+def cancel_stalled(store: RequestStore) -> ExportRequest:
+    stalled = StalledRequest(request_id="r", status=RequestStatus.PROCESSING, attempt=2, run_id=RUN)
+    return store.cancel_stalled(stalled, detail="run run-1 was terminated")
+
+
 #: Move → what calls it, the statuses that allow it, where it leads, its audit action and its actor.
 MOVES: dict[str, tuple[Callable[[RequestStore], object], set[RequestStatus], str, str, str]] = {
     "claim": (claim_visibly, WAITING, "pending", "export_claimed", "export-pipeline"),
@@ -186,6 +191,7 @@ MOVES: dict[str, tuple[Callable[[RequestStore], object], set[RequestStatus], str
         "export_requeued",
         "export-pipeline",
     ),
+    "cancel of a lost run": (cancel_stalled, WORKING, "cancelled", "export_cancelled", "export-pipeline"),
     "requeue with no attempt left": (
         lambda s: requeue(s, RequestStatus.PROCESSING, 2),
         WORKING,
@@ -520,7 +526,7 @@ def test_a_stalled_request_returns_until_its_attempts_are_spent(store: RequestSt
 @pytest.mark.parametrize(
     "changed", [{"attempt": 1}, {"run_id": "run-0"}, {"run_id": None}, {"status": RequestStatus.PENDING}]
 )
-def test_what_moved_on_is_not_requeued(
+def test_what_moved_on_is_neither_requeued_nor_cancelled(
     changed: dict[str, Any], store: RequestStore, put: Callable[..., str], admin: psycopg.Connection
 ) -> None:
     put(status="processing", attempt=2, run_id=RUN)
@@ -528,6 +534,8 @@ def test_what_moved_on_is_not_requeued(
     seen = StalledRequest(request_id="r", status=RequestStatus.PROCESSING, attempt=2, run_id=RUN)
     with pytest.raises(WrongStatus):
         store.requeue(replace(seen, **changed), max_attempts=3, detail="gone")
+    with pytest.raises(WrongStatus):
+        store.cancel_stalled(replace(seen, **changed), detail="terminated")
     assert (row(admin), audit(admin)) == (before, [])
 
 
