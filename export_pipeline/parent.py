@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 
@@ -11,11 +12,14 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel to send us a signal when the thread that started us is gone.
+def end_with_parent(parent: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel to send us a signal when the thread that started us is gone; send it when that has happened.
 
     Args:
+        parent: The process id of who started us, as it knew it.
         number: The signal.
     """
     if _LIBC:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # killed between our birth and the question: nobody will send it any more
+            os.kill(os.getpid(), number)

@@ -1,7 +1,8 @@
 """Starts everything and keeps it running: code server, daemon and web server of Dagster, on our database, and workers.
 
 Children run in sessions of their own, so Ctrl-C of the terminal reaches only us and we end them in order; on Linux the
-kernel ends them when we are killed. One that dies is started again. What they print goes to files in the state folder.
+kernel ends them when we are killed. One that dies is started again, and what it had started is ended. What they print
+goes to files in the state folder.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from urllib.error import URLError
@@ -38,9 +40,13 @@ API = [sys.executable, "-m", "export_pipeline.api"]
 _START_S = 120.0
 _STOP_S = 15.0
 _POLL_S = 0.1
-_WATCH_S = 0.5
+_WATCH_S = 0.1
+_REVIVE_S = 0.5
 _CLEAR_S = 60.0
-_RESTART_WAIT_S = 2.0
+#: A child that lived for so long is started again at once. One that dies sooner rests, each time twice as long.
+_STEADY_S = 60.0
+_REST_S = 1.0
+_REST_MAX_S = 30.0
 _LOG_MAX = 10_000_000  # bytes
 _HOST = "127.0.0.1"
 _CELERY_APP = "export_pipeline.defs.celery_app"
@@ -59,6 +65,37 @@ class Child:
     name: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
+    _began: float = 0.0
+    _rest: float = 0.0
+    _not_before: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was started, and does not run any more."""
+        return self.process is not None and self.process.poll() is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether one that ended may be started again now: at once, unless it dies again and again."""
+        if self._not_before is None:
+            self._bury()
+        return self._not_before is not None and time.monotonic() >= self._not_before
+
+    def _bury(self) -> None:
+        """What it had started goes with it, so that nobody works unseen."""
+        if self.process is not None:
+            _end_group(self.process)
+            self._rest = self._next_rest(time.monotonic() - self._began)
+            self._not_before = time.monotonic() + self._rest
+
+    def begins(self, process: subprocess.Popen[bytes]) -> None:
+        """Take note of a new process."""
+        self.process, self._began, self._not_before = process, time.monotonic(), None
+
+    def _next_rest(self, lived: float) -> float:
+        if lived > _STEADY_S or (self.process is not None and self.process.returncode == 0):
+            return 0.0  # it was whole, or ended by itself: a worker is recycled
+        return min(_REST_MAX_S, 2 * self._rest or _REST_S)
 
 
 @dataclass(kw_only=True)
@@ -87,15 +124,19 @@ class Stack:
 
         The kernel ties a child's life to the thread that started it, so this thread outlives the children.
         """
-        cleared = 0.0
+        revived, cleared = 0.0, 0.0
         while not self._stopping.wait(_WATCH_S):
+            now = time.monotonic()
             with contextlib.suppress(ExportPipelineError):  # tried again at the next look
-                self.services.revive()
-                if time.monotonic() - cleared > _CLEAR_S:
+                if now - revived > _REVIVE_S:
+                    revived = now
+                    self.services.revive()
+                if now - cleared > _CLEAR_S:
+                    cleared = now
                     self._clear()
-                    cleared = time.monotonic()
             for child in self._children:
-                self._restart(child)
+                if child.ended:
+                    self._restart(child)
         self._stopped.wait()
 
     def _clear(self) -> None:
@@ -103,13 +144,8 @@ class Stack:
         leftovers.clear(services.database, services.work(), services.settings.home / "work")
 
     def _restart(self, child: Child) -> None:
-        if child.process is None or child.process.poll() is None:
-            return
-        # A worker that ends by itself was recycled; anything else must not die in a busy loop.
-        if child.process.returncode != 0:
-            self._stopping.wait(_RESTART_WAIT_S)
         with self._lock:
-            if not self._stopping.is_set():
+            if child.due and not self._stopping.is_set():
                 self._start(child)
 
     def _start(self, child: Child) -> None:
@@ -117,14 +153,16 @@ class Stack:
         if log.exists() and log.stat().st_size > _LOG_MAX:
             log.replace(log.with_suffix(".log.1"))
         with log.open("ab") as out:
-            child.process = subprocess.Popen(
-                child.command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-                preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of a loaded library
+            child.begins(
+                subprocess.Popen(
+                    child.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    start_new_session=True,
+                    preexec_fn=partial(end_with_parent, os.getpid()),  # noqa: PLW1509 - calls of a loaded library
+                )
             )
 
     def stop(self) -> None:
@@ -312,9 +350,14 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
     """Wait for a process that was asked to end, then insist; the whole session goes, so no run outlives us unseen."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(0.0, deadline - time.monotonic()))
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _end_group(process)
     process.wait()
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End at once what is left of a child and of all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left; macOS says it the other way
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _free_port(wanted: int, *, host: str = _HOST, variable: str = "UI_PORT") -> int:

@@ -5,6 +5,7 @@ app has to exist when its module is imported, so this is the one module outside 
 that moment.
 """
 
+import os
 import signal
 from functools import lru_cache
 from typing import Any
@@ -47,6 +48,8 @@ def _make() -> Celery:
 
 
 app = _make()
+#: The worker's own process; the others are forked from it.
+_forks_from: list[int] = []
 
 
 @app.task(  # type: ignore[untyped-decorator]
@@ -81,9 +84,10 @@ def _import_everything(**_: object) -> None:
     """Before the processes that execute runs are forked, so that none of them has to."""
     make_way()
     load_definitions()
+    _forks_from.append(os.getpid())
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _end_with_worker(**_: object) -> None:
     """A killed worker takes its processes with it, and their leases end: nobody works unseen."""
-    end_with_parent(signal.SIGKILL)
+    end_with_parent(_forks_from[-1], signal.SIGKILL)

@@ -1,0 +1,135 @@
+"""Children are started again: at once, and ever later when they die again and again. None outlives us unseen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from export_pipeline import supervisor, wiring
+from export_pipeline.parent import end_with_parent
+from export_pipeline.supervisor import Child, Stack
+
+PATIENCE_S = 30.0
+#: Starts another process, as a code server or a worker does, and names it.
+PARENT = [
+    sys.executable,
+    "-c",
+    "import subprocess, sys, time\n"
+    "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)\n"
+    "time.sleep(600)",
+]
+
+
+def wait_for(truth: Callable[[], object]) -> object:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := truth()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # processes send no word
+    return found
+
+
+def lives(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@pytest.fixture
+def stack(services: wiring.Services) -> Iterator[Stack]:
+    made = Stack(ui_url="", log_folder=services.settings.home, services=services)
+    made._environment = dict(os.environ)
+    supervisor._watch(made)
+    yield made
+    made.stop()
+
+
+def printed(stack: Stack, name: str) -> list[int]:
+    return [int(line) for line in (stack.log_folder / f"{name}.log").read_text().splitlines()]
+
+
+def test_a_killed_child_is_started_again_and_takes_along_what_it_had_started(stack: Stack) -> None:
+    supervisor._add(stack, "parent", PARENT)
+    [child] = stack._children
+    first = child.process
+    wait_for(lambda: len(printed(stack, "parent")) == 1)
+    [grandchild] = printed(stack, "parent")
+    first.kill()
+    wait_for(lambda: child.process is not first and len(printed(stack, "parent")) == 2)
+    wait_for(lambda: not lives(grandchild))
+    stack.stop()
+    wait_for(lambda: not any(map(lives, printed(stack, "parent"))))
+
+
+def test_one_that_dies_again_and_again_rests_ever_longer(stack: Stack) -> None:
+    supervisor._add(stack, "doomed", [sys.executable, "-c", "import time; print(time.time_ns()); raise SystemExit(3)"])
+    wait_for(lambda: len(printed(stack, "doomed")) == 3)
+    first, second, third = (moment / 1e9 for moment in printed(stack, "doomed"))
+    assert second - first >= supervisor._REST_S
+    assert third - second >= 2 * supervisor._REST_S
+
+
+def test_it_rests_half_a_minute_at_most_and_not_at_all_when_it_was_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    child, rests = Child(name="doomed", command=[]), []
+    for lived in [0, 0, 0, 0, 0, 0, 0, 61, 0]:
+        child.begins(ended_with(3))
+        now += lived
+        died = now
+        while not child.due:
+            now += 0.5
+        rests.append(now - died)
+    assert rests == [1, 2, 4, 8, 16, 30, 30, 0, 1]
+
+
+def test_one_that_ended_by_itself_does_not_rest() -> None:
+    child = Child(name="recycled", command=[])
+    child.begins(ended_with(0))
+    assert child.due
+
+
+def ended_with(code: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"], start_new_session=True)
+    process.wait()
+    return process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help")
+def test_a_child_whose_parent_was_killed_before_it_could_ask_ends_too(tmp_path: Path) -> None:
+    """The parent of this child is us, so whoever it was told is not there any more."""
+    gone = ended_with(0).pid
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        preexec_fn=partial(end_with_parent, gone),  # noqa: PLW1509
+    )
+    assert process.wait(PATIENCE_S) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help")
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import os, subprocess, sys, time\n"
+        "from functools import partial\n"
+        "from export_pipeline.parent import end_with_parent\n"
+        "ask = partial(end_with_parent, os.getpid())\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "print(subprocess.Popen(sleep, preexec_fn=ask).pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert lives(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_for(lambda: not lives(child))
