@@ -4,6 +4,7 @@
     ├── ConfigurationError        a setting, a key file or a data type configuration is wrong
     ├── InvalidRequest            what was asked cannot be exported: unknown type, bad format, unknown user
     ├── RequestNotFound           no export request has this id
+    │   └── LinkNotFound          no download link has this id
     ├── WrongStatus               the request exists, but its status does not allow the action
     │   └── FileGone              it had a file, which was deleted or has expired
     ├── RateLimited               too many requests in the last 24 hours
@@ -69,6 +70,10 @@ class InvalidRequest(ExportPipelineError):
 
 class RequestNotFound(ExportPipelineError):
     """No export request has this id."""
+
+
+class LinkNotFound(RequestNotFound):
+    """No download link has this id."""
 
 
 class WrongStatus(ExportPipelineError):

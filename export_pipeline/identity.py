@@ -31,6 +31,7 @@ class Scope(StrEnum):
     REQUEST = "request"
     READ = "read"
     DOWNLOAD = "download"
+    REVOKE = "revoke"
     CANCEL = "cancel"
     RETRY = "retry"
     DELETE = "delete"
@@ -98,13 +99,14 @@ SCOPES: MappingProxyType[Scope, Grant] = MappingProxyType(
     {
         Scope.REQUEST: _grant("Ask for an export.", own=(_SUBJECT, _OPERATOR), others=(_OPERATOR,)),
         Scope.READ: _grant(
-            "See requests: status, history, manifest, live changes.", own=(_SUBJECT, *_STAFF), others=_STAFF
+            "See requests: status, history, manifest, live changes, links.", own=(_SUBJECT, *_STAFF), others=_STAFF
         ),
         Scope.DOWNLOAD: _grant(
             "Get the decrypted file, or a link to it; in the trail under one's own name.",
             own=(_SUBJECT, _OPERATOR),
             others=(_OPERATOR,),
         ),
+        Scope.REVOKE: _grant("End download links.", own=(_SUBJECT, _OPERATOR, _ADMIN), others=(_OPERATOR, _ADMIN)),
         Scope.CANCEL: _grant(
             "End a request that has no file yet.", own=(_SUBJECT, _OPERATOR, _ADMIN), others=(_OPERATOR, _ADMIN)
         ),

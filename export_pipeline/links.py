@@ -11,7 +11,7 @@ from pathlib import Path
 from export_pipeline.db.links import IssuedLink, LinkStore
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
-from export_pipeline.errors import InvalidRequest, LinkEnded, LinkRefused, RequestNotFound, WrongStatus
+from export_pipeline.errors import InvalidRequest, LinkEnded, LinkNotFound, LinkRefused, RequestNotFound, WrongStatus
 from export_pipeline.models import Actor, ExportMetadata, RequestStatus
 from export_pipeline.vault import link_tokens
 from export_pipeline.vault.link_tokens import LinkClaim
@@ -119,17 +119,22 @@ class Links:
         actor = replace(client, id=link.issued_to)
         return self._links.count_download(link.link_id, actor, from_start=from_start, window=_ONE_DOWNLOAD)
 
-    def revoke(self, link_id: str, actor: Actor) -> IssuedLink:
+    def revoke(self, link_id: str, actor: Actor, *, request_id: str | None = None) -> IssuedLink:
         """End one link; twice is harmless.
 
+        Args:
+            link_id: Which.
+            actor: Who ends it.
+            request_id: Only when it is a link of this request.
+
         Raises:
-            RequestNotFound: There is no such link.
+            LinkNotFound: There is no such link.
         """
-        self._links.revoke(actor, link_id=link_id)
         found = self._links.find(link_id)
-        if found is None:
-            raise RequestNotFound("There is no download link with this id.")
-        return found
+        if found is None or request_id not in {None, found.request_id}:
+            raise LinkNotFound("There is no download link with this id.")
+        self._links.revoke(actor, link_id=link_id)
+        return self._links.find(link_id) or found
 
     def revoke_all(self, request_id: str, actor: Actor) -> int:
         """End every link of a request.
@@ -151,6 +156,15 @@ class Links:
         """
         self._requests.get(request_id)
         return self._links.of_request(request_id)
+
+    def latest(self, request_id: str, limit: int) -> list[IssuedLink]:
+        """Links of a request, the newest first; none when there is no such request.
+
+        Args:
+            request_id: The request.
+            limit: At most so many.
+        """
+        return self._links.latest(request_id, limit)
 
     def _file(self, request_id: str) -> ExportMetadata:
         request = self._requests.get(request_id)

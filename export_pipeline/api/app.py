@@ -22,6 +22,7 @@ from export_pipeline.api.routes import (
     download,
     events,
     exports,
+    links,
     requests,
     system,
     verification,
@@ -34,8 +35,8 @@ _CONNECTIONS = 10
 #: Nobody waits longer at a web address for a database that is away.
 _PATIENCE_S = 3.0
 #: Addresses that are words of the path come before those that take an id there.
-_ROUTERS = (system.router, requests.router, data_types.router, events.router, exports.router, decisions.router,
-            audit.router, verification.router)  # fmt: skip
+_ROUTERS = (system.router, requests.router, data_types.router, events.router, exports.router, links.router,
+            decisions.router, audit.router, verification.router)  # fmt: skip
 
 
 def create_app(services: wiring.Services) -> FastAPI:

@@ -55,6 +55,12 @@ KINDS: dict[type[errors.ExportPipelineError], Kind] = {
     errors.RequestNotFound: Kind(
         status=404, name="not-found", title="There is no such export", detail="There is no export request with this id."
     ),
+    errors.LinkNotFound: Kind(
+        status=404,
+        name="link-not-found",
+        title="There is no such link",
+        detail="This request has no link with this id.",
+    ),
     errors.WrongStatus: Kind(status=409, name="wrong-status", title="The status does not allow this"),
     errors.LinkEnded: Kind(status=410, name="link-ended", title="The link opens nothing any more"),
     errors.FileGone: Kind(status=410, name="gone", title="The file was removed"),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
+from export_pipeline.db.links import IssuedLink
 from export_pipeline.db.listing import Listed
 from export_pipeline.models import (
     MAX_DATA_TYPES,
@@ -194,12 +195,69 @@ class Download(BaseModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"download_url": f"/api/exports/files/{'A' * 96}", "expires_in": 3600}],
+            "examples": [
+                {
+                    "download_url": f"/api/exports/files/{'A' * 96}",
+                    "expires_in": 3600,
+                    "link_id": "0123456789abcdef0123456789abcdef",
+                }
+            ],
         }
     )
 
     download_url: str
     expires_in: int = Field(description="Seconds.")
+    link_id: str = Field(description="By which it is revoked; it opens nothing.")
+
+
+class DownloadLink(BaseModel):
+    """A download link; nothing here opens the file."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "link_id": "0123456789abcdef0123456789abcdef",
+                    "issued_to": "user-0004",
+                    "issued_at": "2026-11-24T09:31:00Z",
+                    "expires_at": "2026-11-24T10:31:00Z",
+                    "revoked_at": None,
+                    "downloads": 1,
+                    "works": True,
+                }
+            ]
+        }
+    )
+
+    link_id: str
+    issued_to: str
+    issued_at: AwareDatetime
+    expires_at: AwareDatetime
+    revoked_at: AwareDatetime | None = Field(description="Since when it opens nothing; null when nobody ended it.")
+    downloads: int
+    works: bool = Field(description="Whether it opens the file now.")
+
+    @classmethod
+    def of(cls, link: IssuedLink) -> DownloadLink:
+        """Show a row."""
+        works = link.revoked_at is None and not link.expired
+        return cls(works=works, **{name: getattr(link, name) for name in cls.model_fields if name != "works"})
+
+
+class DownloadLinks(BaseModel):
+    """Download links of a request, newest first."""
+
+    request_id: str
+    links: list[DownloadLink]
+    count: int = Field(description="Of those that are shown.")
+    more: bool = Field(description="Whether there are older ones.")
+
+
+class LinksRevoked(BaseModel):
+    """Links were ended."""
+
+    request_id: str
+    revoked: int = Field(description="How many ended now.")
 
 
 class Deleted(BaseModel):

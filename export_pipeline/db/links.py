@@ -100,6 +100,20 @@ class LinkStore:
             request_id,
         )
 
+    def latest(self, request_id: str, limit: int) -> list[IssuedLink]:
+        """Read the links of a request, the newest first.
+
+        Args:
+            request_id: The request.
+            limit: At most so many.
+        """
+        return self._read(
+            f"SELECT {_COLUMNS} FROM export_pipeline.export_links WHERE request_id = %s"
+            " ORDER BY issued_at DESC, link_id LIMIT %s",
+            request_id,
+            limit,
+        )
+
     def revoke(self, actor: Actor, *, link_id: str | None = None, request_id: str | None = None) -> int:
         """End one link, or all links of a request, with an audit row for each.
 
@@ -139,9 +153,9 @@ class LinkStore:
             who = {"actor": actor.id, "ip_address": actor.ip_address, "user_agent": actor.user_agent}
             return connection.execute(statement.encode(), {**values, **who, "action": action.value}).rowcount
 
-    def _read(self, statement: str, value: str) -> list[IssuedLink]:
+    def _read(self, statement: str, *values: object) -> list[IssuedLink]:
         with (
             self._database.connect() as connection,
             connection.cursor(row_factory=class_row(IssuedLink)) as cursor,
         ):
-            return cursor.execute(statement.encode(), [value]).fetchall()
+            return cursor.execute(statement.encode(), values).fetchall()

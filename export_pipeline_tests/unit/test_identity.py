@@ -14,6 +14,7 @@ TABLE = """
 request                so     / o
 read                   sopua  / opua
 download               so     / o
+revoke                 soa    / oa
 cancel                 soa    / oa
 retry                  soa    / oa
 delete                 soa    / oa

@@ -102,7 +102,9 @@ def get_download(target: _Downloadable) -> Download:
     link = target.services.links.issue(target.request_id, target.caller.actor)
     left = link.expires_at - datetime.now(UTC)
     base = target.services.settings.public_url or ""
-    return Download(download_url=base + link.url_path, expires_in=max(0, round(left.total_seconds())))
+    return Download(
+        download_url=base + link.url_path, expires_in=max(0, round(left.total_seconds())), link_id=link.link_id
+    )
 
 
 @router.get(

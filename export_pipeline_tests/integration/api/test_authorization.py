@@ -49,6 +49,9 @@ follow_export               read                   request
 get_manifest                read                   request
 get_download                download               request
 get_file                    download               request
+list_links                  read                   request
+revoke_link                 revoke                 request
+revoke_links                revoke                 request
 cancel_export               cancel                 request
 retry_export                retry                  request
 delete_export               delete                 request
@@ -102,6 +105,10 @@ SELECT request_id FROM made
 _DATA_TYPE = """
 INSERT INTO export_pipeline.data_type_configs (data_type, table_name) VALUES ('walked', 'walked')
 ON CONFLICT (data_type) DO UPDATE SET table_name = 'walked' RETURNING data_type
+"""
+_LINK = """
+INSERT INTO export_pipeline.export_links (link_id, request_id, issued_to, expires_at)
+VALUES (%(link_id)s, %(request_id)s, 'somebody', now() + interval '1 hour') RETURNING link_id
 """
 _TRACES = """
 SELECT (SELECT md5(string_agg(r::text, '' ORDER BY request_id)) FROM export_pipeline.export_requests AS r),
@@ -163,6 +170,11 @@ WALKED = walked()
 OF_REQUESTS = [operation for operation in WALKED if operation.about == "request"]
 
 
+def link_of(request_id: str) -> str:
+    """The id of the one link of a request here."""
+    return request_id.replace("-", "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class House:
     """An installation with its real sign-in, and one exported file."""
@@ -181,11 +193,15 @@ class House:
             self.execute(_DATA_TYPE)
         if operation.about != "request" or not there:
             return NO_REQUEST
-        return str(self.execute(_FILL, user_id=user_id, status=STATUSES.get(operation.name, "completed"))[0])
+        request_id = str(self.execute(_FILL, user_id=user_id, status=STATUSES.get(operation.name, "completed"))[0])
+        if "/links" in operation.path:
+            self.execute(_LINK, link_id=link_of(request_id), request_id=request_id)
+        return request_id
 
     def ask(self, operation: Operation, headers: dict[str, str], user_id: str, request_id: str) -> httpx.Response:
         """Call as it should be called."""
-        path = operation.path.format(request_id=request_id, user_id=user_id, data_type="walked", token=self.token)
+        ids = {"request_id": request_id, "user_id": user_id, "link_id": link_of(request_id)}
+        path = operation.path.format(**ids, data_type="walked", token=self.token)
         query = {"user_id": user_id} if operation.name == "list_exports" else None
         body = BODIES[operation.name](user_id) if operation.name in BODIES else None
         return self.client.request(operation.method, path, params=query, json=body, headers=headers)

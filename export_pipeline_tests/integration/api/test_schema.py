@@ -46,6 +46,7 @@ def some(api: Api) -> list[str]:
     """Requests in different states: what is drawn hits them now and then."""
     done, cancelled, waiting = api.ask(), api.ask("user_clicks"), api.ask("user_errors", request_type="gdpr")
     api.export(done)
+    api("GET", f"/api/exports/download/{done}")
     api("POST", f"/api/exports/{cancelled}/cancel")
     return [done, cancelled, waiting]
 
@@ -62,7 +63,7 @@ def test_no_surprise(api: Api, some: list[str], role: str | None) -> None:
         def call(case: schemathesis.Case, known: bool, pick: random.Random) -> None:
             nonlocal called
             if known:
-                _aim(case, some, pick)
+                _aim(api, case, some, pick)
             called += 1
             case.call_and_validate(headers=headers, checks=CHECKS)
 
@@ -73,11 +74,14 @@ def test_no_surprise(api: Api, some: list[str], role: str | None) -> None:
     assert called >= _EXAMPLES * 15
 
 
-def _aim(case: schemathesis.Case, some: list[str], pick: random.Random) -> None:
+def _aim(api: Api, case: schemathesis.Case, some: list[str], pick: random.Random) -> None:
     """Point a call at something that exists. A stream of a request that goes on would not end."""
     if "request_id" in (case.path_parameters or {}):
         ids = some[:2] if case.operation.path.endswith("/events") else some
         case.path_parameters["request_id"] = pick.choice(ids)
+    if "link_id" in (case.path_parameters or {}):
+        case.path_parameters["request_id"] = some[0]
+        case.path_parameters["link_id"] = api.services.links.of_request(some[0])[0].link_id
     if "user_id" in (case.path_parameters or {}):
         case.path_parameters["user_id"] = pick.choice([SUBJECT, "user-0001"])
 
