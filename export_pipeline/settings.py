@@ -7,7 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
             if info.data.get("launcher") == "celery":
                 raise ValueError("the launcher celery needs it")
             return None
-        parts = urlsplit(url.get_secret_value())
+        parts = _split(url.get_secret_value())
         if parts.scheme not in {"redis", "rediss"} or not parts.hostname:
             raise ValueError("must be redis://host or rediss://host")
         return url
@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     @field_validator("storage_url")
     @classmethod
     def _known_store(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "")
+        parts = _split(url or "")
         place = {"file": not parts.netloc and parts.path.strip("/"), "s3": parts.netloc}
         if url and not place.get(parts.scheme):
             raise ValueError("must be file:///folder or s3://bucket/prefix")
@@ -249,7 +249,7 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _web_address(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "")
+        parts = _split(url or "")
         if url and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment):
             raise ValueError("must be https://host or http://host, with a path where a proxy puts the API below one")
         return url.rstrip("/") if url else None
@@ -264,7 +264,7 @@ class Settings(BaseSettings):
     def _mail_server(cls, url: SecretStr | None) -> SecretStr | None:
         if url is None or not url.get_secret_value():
             return None
-        parts = urlsplit(url.get_secret_value())
+        parts = _split(url.get_secret_value())
         if parts.scheme not in {"smtp", "smtps"} or not parts.hostname:
             raise ValueError("must be smtp://host or smtps://host")
         return url
@@ -281,7 +281,7 @@ class Settings(BaseSettings):
     @field_validator("oidc_issuer")
     @classmethod
     def _secure_issuer(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "")
+        parts = _split(url or "")
         local = parts.scheme == "http" and parts.hostname in {"localhost", "127.0.0.1", "::1"}
         if url and not (parts.hostname and (parts.scheme == "https" or local)):
             raise ValueError("must be https://host, or http:// on this machine")
@@ -344,7 +344,7 @@ class Settings(BaseSettings):
     @classmethod
     def _origins(cls, text: str) -> str:
         for origin in words(text):
-            parts = urlsplit(origin)
+            parts = _split(origin)
             if (
                 parts.scheme not in {"http", "https"}
                 or not parts.hostname
@@ -357,6 +357,20 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether our tables live in the server that comes with the package."""
         return self.database_url is None
+
+
+def _split(url: str) -> SplitResult:
+    """Split a URL, its port included.
+
+    Raises:
+        ValueError: It is none. What the library says of it is kept back: it quotes parts, and so perhaps a password.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a URL; %-encode special characters") from None
+    return parts
 
 
 def words(text: str) -> tuple[str, ...]:
