@@ -50,7 +50,7 @@ class Mailer:
         try:
             with _connected(urlsplit(self._url)) as server:
                 server.send_message(message)
-        except (smtplib.SMTPException, OSError) as error:
+        except (smtplib.SMTPException, OSError, UnicodeError) as error:
             raise MailUnavailable(
                 f"The mail server does not take the mail now ({type(error).__name__}).",
                 hint="Check EXPORT_PIPELINE_SMTP_URL, and try again.",
@@ -59,7 +59,12 @@ class Mailer:
 
 def _message(sender: str, recipient: str, subject: str, text: str) -> EmailMessage:
     message = EmailMessage()
-    if recipient.count("@") != 1 or not recipient.isprintable() or set(recipient) & set(' ,;<>"'):
+    if (
+        recipient.count("@") != 1
+        or "" in recipient.split("@")
+        or not recipient.isprintable()
+        or set(recipient) & set(' ,;<>"')
+    ):
         raise InvalidRequest("This is no e-mail address.")
     try:
         message["To"] = recipient

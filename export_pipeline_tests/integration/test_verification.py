@@ -321,7 +321,7 @@ def test_an_installation_without_a_mail_server_says_so(settings: Settings) -> No
     "address",
     [
         "", "anna", "a@b@c", "a@b\r\nBcc: evil@example.org", "a@b\nx", "a@b, c", "<a@b>", "a b@c", '"a"@b', "a@b;c",
-        "@\0",
+        "@\0", "anna@", "@example.org",
     ],
 )  # fmt: skip
 def test_no_address_can_be_made_into_more(smtp_url: str, inbox: Inbox, address: str) -> None:
@@ -338,6 +338,9 @@ def test_a_password_signs_in(smtp_url: str, inbox: Inbox) -> None:
     with pytest.raises(MailUnavailable) as refused:
         Mailer(with_password.replace("word", "w"), SENDER).send("anna@example.org", "x", "x")
     assert "robot" not in str(refused.value)
+    with pytest.raises(MailUnavailable) as refused:  # SMTP has no letters for it
+        Mailer(with_password.replace("word", "w%C3%B6rd"), SENDER).send("anna@example.org", "x", "x")
+    assert "\N{LATIN SMALL LETTER O WITH DIAERESIS}" not in str(refused.value)
 
 
 def test_a_server_that_is_away_is_said(smtp_url: str) -> None:
