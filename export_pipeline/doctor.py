@@ -84,7 +84,8 @@ def _sign_in(services: wiring.Services) -> Finding:
 
 
 def _room(settings: Settings) -> Finding:
-    folder = settings.home if settings.home.exists() else settings.home.parent
+    # Before the first start it is not there, and perhaps neither is the folder above it.
+    folder = next(path for path in (settings.home, *settings.home.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     return Finding(
         check="state folder",
