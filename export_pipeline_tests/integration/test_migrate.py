@@ -12,6 +12,8 @@ import pytest
 
 from export_pipeline.db import migrate as module
 from export_pipeline.db.migrate import Migration, migrate, migrations, require_current
+from export_pipeline.db.pool import Database
+from export_pipeline.db.requests import RequestStore
 from export_pipeline.errors import ConfigurationError, NotMigrated
 from export_pipeline.postgres.programs import find_binaries
 
@@ -288,3 +290,42 @@ def test_our_tables_stay_in_their_schema(new_database: Callable[..., str]) -> No
             "SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
         ).fetchall()
     assert schemas == [("export_pipeline",)]
+
+
+#: What a plain INSERT could write and no program of ours could read: column and value.
+UNREADABLE = [
+    ("data_types", "ARRAY['user_clicks', NULL]"),
+    ("data_types", "ARRAY[['user_clicks', 'user_errors'], ['user_profile', NULL]]"),
+    ("requested_at", "'infinity'::timestamptz"),
+    ("requested_at", "'-infinity'::timestamptz"),
+    ("requested_at", "'0044-03-15 BC'::timestamptz"),
+    ("requested_at", "'12000-01-01'::timestamptz"),
+    ("due_at", "'infinity'::timestamptz"),
+]
+PLAIN = (
+    "INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, format, {column})"
+    " VALUES ('u', 'u', 'custom', 'json', {value})"
+)
+
+
+@pytest.mark.parametrize(("column", "value"), UNREADABLE)
+def test_a_plain_insert_that_nobody_could_read_is_refused(admin: psycopg.Connection, column: str, value: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        admin.execute(PLAIN.format(column=column, value=value).encode())
+
+
+def test_rows_that_nobody_could_read_are_mended(pg_url: str) -> None:
+    with psycopg.connect(pg_url, autocommit=True) as connection:
+        migrate(connection, up_to=12)
+        for column, value in UNREADABLE:
+            connection.execute(PLAIN.format(column=column, value=value).encode())
+        connection.execute(PLAIN.format(column="data_types", value="'{}'").encode())
+        migrate(connection)
+        rows = connection.execute("SELECT data_types FROM export_pipeline.export_requests").fetchall()
+        types = ["user_clicks"], ["user_clicks", "user_errors", "user_profile"], None, None, None, None, None, []
+        assert sorted(row[0] or [] for row in rows) == sorted(one or [] for one in types)
+        # Reads them with their times.
+        store = RequestStore(database := Database(pg_url))
+        assert len(store.search()) == len(types)
+        assert len(store.claim(100)) == len(types)
+        database.close()
