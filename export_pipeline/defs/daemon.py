@@ -34,6 +34,10 @@ class Bell:
         self._in_vain = 0
         threading.Thread(target=self._listen, name="bell", daemon=True).start()
 
+    def ring(self) -> None:
+        """End a `wait`."""
+        self._rung.set()
+
     def wait(self, timeout: float) -> None:
         """Wait for a ring, at most `timeout` seconds; only shortly while requests are left that can be claimed."""
         self._in_vain = self._in_vain + 1 if _claimable() else 0
@@ -67,11 +71,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-w", "--workspace", required=True)
     options = parser.parse_args()
+    bell = Bell()
     with (
         suppress(KeyboardInterrupt),  # asked to end
         capture_interrupts(),
         dg.DagsterInstance.get() as instance,
-        run_daemons(instance, options.workspace, Bell().wait) as wait_for_the_end,
+        run_daemons(instance, options.workspace, bell.wait, bell.ring) as wait_for_the_end,
     ):
         wait_for_the_end()
 

@@ -6,6 +6,7 @@ each use falls back to stock behaviour where that is possible.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 import dagster as dg
@@ -30,6 +31,7 @@ from starlette.responses import JSONResponse
 __all__ = [
     "MAY_CHANGE",
     "WaitingEvent",
+    "begin_run",
     "capture_interrupts",
     "dagster_ui",
     "execute_run",
@@ -43,6 +45,12 @@ __all__ = [
 MAY_CHANGE = "export_pipeline.may_change"
 _POOL_SIZE = 2
 _MAX_OVERFLOW = 20
+
+
+def begin_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    """Say that a queued run is starting, as Dagster does when it launches one."""
+    starting = dg.DagsterEvent(event_type_value=dg.DagsterEventType.PIPELINE_STARTING.value, job_name=run.job_name)
+    instance.report_dagster_event(starting, run_id=run.run_id)
 
 
 def execute_run(instance: dg.DagsterInstance, run_id: str) -> None:
@@ -139,20 +147,33 @@ class WaitingEvent:
 class _WokenSensorDaemon(SensorDaemon):
     """Dagster's sensor daemon, whose pauses end when there is something to do. Ticks and UI are unchanged."""
 
-    def __init__(self, settings: dict[str, object], wait: Callable[[float], None]) -> None:
+    def __init__(self, settings: dict[str, object], wait: Callable[[float], None], wake: Callable[[], None]) -> None:
         super().__init__(settings)
         self._wait_for_work = wait
+        self._wake = wake
 
     def core_loop(self, workspace_process_context, shutdown_event) -> DaemonIterator:  # type: ignore[no-untyped-def] # noqa: ANN001
         waiting = WaitingEvent(shutdown_event, self._wait_for_work)
+        Thread(target=self._wake_at_the_end, args=[shutdown_event], name="wake-at-the-end", daemon=True).start()
         yield from super().core_loop(workspace_process_context, waiting)  # type: ignore[arg-type]
+
+    def _wake_at_the_end(self, shutdown_event: Event) -> None:
+        """Else whoever ends the daemon waits for the pause to be over."""
+        shutdown_event.wait()
+        self._wake()
 
 
 @contextmanager
 def run_daemons(
-    instance: dg.DagsterInstance, workspace: str, wait: Callable[[float], None]
+    instance: dg.DagsterInstance, workspace: str, wait: Callable[[float], None], wake: Callable[[], None]
 ) -> Iterator[Callable[[], None]]:
-    """Run Dagster's daemons as `dagster-daemon run` does, with a sensor daemon that `wait` wakes.
+    """Run Dagster's daemons as `dagster-daemon run` does, with a sensor daemon that waits by `wait`.
+
+    Args:
+        instance: Dagster's instance.
+        workspace: The file that names the code server.
+        wait: Waits at most so many seconds, less when there is something to do.
+        wake: Ends such a wait.
 
     Yields:
         What blocks until the daemons end, and raises when one of them dies.
@@ -160,7 +181,7 @@ def run_daemons(
 
     def daemons(instance: dg.DagsterInstance) -> list[DagsterDaemon[Any]]:
         return [
-            _WokenSensorDaemon(dict(instance.get_sensor_settings()), wait)
+            _WokenSensorDaemon(dict(instance.get_sensor_settings()), wait, wake)
             if daemon_type == SensorDaemon.daemon_type()
             else create_daemon_of_type(daemon_type, instance)
             for daemon_type in instance.get_required_daemon_types()
