@@ -24,11 +24,7 @@ MODULE = "export_pipeline.definitions"
 #: own queue would only add its polling.
 _WARM = {
     "run_launcher": {"module": "export_pipeline.defs.launcher", "class": "WarmRunLauncher", "config": {}},
-    "run_coordinator": {
-        "module": "dagster.core.run_coordinator",
-        "class": "DefaultRunCoordinator",
-        "config": {},
-    },
+    "run_coordinator": {"module": "export_pipeline.defs.coordinator", "class": "WarmRunCoordinator", "config": {}},
 }
 #: Runs for warm workers may wait behind long ones; the sensor `reconcile_export_requests` knows which are lost. Without
 #: any limit Dagster's monitoring would stumble over every one that waits.

@@ -57,7 +57,8 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         if run is None or run.is_finished:
             return False
         if self._queue.withdraw(run_id):
-            self._instance.report_run_canceled(run, "Withdrawn before a worker took it.")
+            self._instance.report_run_canceling(run, "Canceling run from the queue.")
+            self._instance.report_run_canceled(run)
             return True
         found = self._queue.find(run_id)
         if found is None:

@@ -12,7 +12,7 @@ import threading
 import dagster as dg
 
 from export_pipeline.db.run_queue import RunQueue, Seat
-from export_pipeline.defs.internals import capture_interrupts, execute_run
+from export_pipeline.defs.internals import begin_run, capture_interrupts, execute_run
 from export_pipeline.defs.process import services
 from export_pipeline.defs.warm import NOT_BEGUN, begin_buffering, load_definitions, make_way
 
@@ -59,6 +59,8 @@ class Worker:
             self._current = run_id
             try:
                 with capture_interrupts():
+                    if run.status is dg.DagsterRunStatus.QUEUED:
+                        begin_run(self._instance, run)
                     execute_run(self._instance, run_id)
             finally:
                 self._current = None

@@ -9,6 +9,7 @@ import threading
 import dagster as dg
 import pytest
 from dagster._cli.api import _execute_run_command_body
+from dagster._core.run_coordinator import DefaultRunCoordinator, QueuedRunCoordinator
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.permissions import get_user_permissions
 from dagster._daemon import sensor
@@ -18,6 +19,7 @@ from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, Postgr
 from dagster_webserver import webserver
 from dagster_webserver.webserver import DagsterWebserver
 
+from export_pipeline.defs.coordinator import WarmRunCoordinator
 from export_pipeline.defs.internals import WaitingEvent
 from export_pipeline.defs.launcher import WarmRunLauncher
 
@@ -105,6 +107,17 @@ def test_events_become_rows() -> None:
 def test_the_launcher_is_whole() -> None:
     assert not WarmRunLauncher.__abstractmethods__
     assert WarmRunLauncher(inst_data=None).supports_check_run_worker_health
+
+
+def test_a_run_is_queued_and_launched_as_dagster_does_it() -> None:
+    """`begin_run` and the coordinator say what these would."""
+    assert not WarmRunCoordinator.__abstractmethods__
+    assert parameters(DefaultRunCoordinator.submit_run) == parameters(WarmRunCoordinator.submit_run)
+    assert "run_launcher.terminate(run_id)" in inspect.getsource(DefaultRunCoordinator.cancel_run)
+    assert "DagsterEvent.job_enqueue(dagster_run)" in inspect.getsource(QueuedRunCoordinator.submit_run)
+    assert "event_type_value=DagsterEventType.PIPELINE_STARTING.value" in inspect.getsource(
+        dg.DagsterInstance.launch_run
+    )
 
 
 def test_the_waiting_event_is_the_event_that_it_stands_for() -> None:
