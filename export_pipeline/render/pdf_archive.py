@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -22,6 +23,10 @@ from export_pipeline.render.renderer import Document, Inspection
 from export_pipeline.render.streams import inflate
 
 _MAGIC = b"%PDF-"
+#: Levels of a value that is printed as it stands, and signs of a row that may hold one.
+_DEEP = 100
+_LONG_NUMBER = 4000
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]', re.DOTALL)
 
 
 class PdfRenderer(NdjsonRenderer):
@@ -129,7 +134,35 @@ def _rows(packed: Iterator[bytes]) -> Iterator[list[Any]]:
 
 
 def _values(line: bytes) -> list[Any]:
-    return list(json.loads(line, parse_float=Decimal).values())
+    if line.count(b"[") + line.count(b"{") <= _DEEP:
+        return list(_decoded(line).values())
+    # Python's decoder gives up at some hundred levels, and so do those who walk through what it gives.
+    return [text if depth > _DEEP else _decoded(text) for text, depth in _members(line.decode())]
+
+
+def _decoded(text: str | bytes) -> Any:
+    return json.loads(text, parse_float=Decimal, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | Decimal:
+    """Python refuses to make an int of thousands of digits."""
+    return int(digits) if len(digits) <= _LONG_NUMBER else Decimal(digits)
+
+
+def _members(row: str) -> Iterator[tuple[str, int]]:
+    """The text of each value of a row, and how many levels it has."""
+    depth = deepest = start = 0
+    for token in _TOKEN.finditer(row):
+        sign = row[token.start()]
+        if depth == 1 and sign == ":":
+            start, deepest = token.end(), 0
+        elif sign in "[{":
+            depth += 1
+            deepest = max(deepest, depth - 1)
+        elif depth == 1 and sign in ",}":
+            yield row[start : token.start()].strip(), deepest
+        elif sign in "]}":
+            depth -= 1
 
 
 def _plain_member(name: str, content: bytes) -> zip64.Member:

@@ -174,6 +174,19 @@ class TestContents:
         assert made.inspect(file).parts == found(parts)
         assert parts[0].size > 7_000_000
 
+    def test_numbers_and_documents_that_few_can_read(self, workshop: Callable[..., Workshop]) -> None:
+        """What Python's decoder refuses: thousands of digits, and hundreds of levels."""
+        made = workshop(
+            "CREATE TABLE public.far (user_id text, id int, number numeric, document jsonb, raw json);"
+            "INSERT INTO far VALUES ('ada', 1, repeat('9', 6000)::numeric,"
+            " jsonb_build_array(repeat('8', 6000)::numeric),"
+            " (repeat('[', 2000) || '\"],[\"' || repeat(']', 2000))::json),"
+            " ('ada', 2, 1, (repeat('{\"a\": ', 1500) || '1' || repeat('}', 1500))::jsonb, '[[], {}, \":\"]')"
+        )
+        file, parts = made.make("far")
+        assert made.inspect(file).parts == found(parts)
+        assert parts[0].rows == 2
+
     @pytest.mark.parametrize("name", ["r", "data", "CamelCase", 'quo"te', "a,b", "=1", "漢字", " ", "c0"])
     def test_strange_names_of_columns(self, workshop: Callable[..., Workshop], name: str) -> None:
         quoted = name.replace('"', '""')
