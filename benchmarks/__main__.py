@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import data_path, growth, latency, pdf, report, scene, staging
+from benchmarks import api, data_path, growth, latency, pdf, report, scene, staging
 from benchmarks.measure import ContestantFailed
 from export_pipeline.errors import ExportPipelineError
 
@@ -85,6 +85,18 @@ def growth_command(
 ) -> None:
     """From INSERT to completed with a long past and with many partitions, beside an empty installation."""
     report.last_line(growth.run(requests=requests, home=home.absolute()), as_json=as_json)
+
+
+@app.command("api")
+def api_command(
+    clients: Annotated[int, typer.Option(min=1, help="Connections that read at the same time.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, help="How long they read: idle, and beside exports.")] = 20,
+    rows: Rows = 1_000_000,
+    home: Home = scene.DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """How long a read of the API takes while a heavy user is exported."""
+    report.last_line(api.run(clients=clients, seconds=seconds, rows=rows, home=home.absolute()), as_json=as_json)
 
 
 def main() -> None:

@@ -55,7 +55,15 @@ def test_latency_gives_its_figures(home: Path) -> None:
     assert [figures[name] for name in ("p50_s", "plain_p50_s", "p50_vs_plain")] == [None, None, None], "not measured"
 
 
+def test_api_gives_its_figures(home: Path) -> None:
+    counts = ("--clients", "3", "--seconds", "1", "--rows", "2000")
+    figures = json.loads(benchmark("api", *counts, "--json", "--home", str(home)).splitlines()[-1])
+    assert figures["clients"] == 3
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] < 60_000
+    assert figures["p99_vs_idle"] == pytest.approx(figures["p99_ms"] / figures["idle_p99_ms"], abs=0.01)
+
+
 def test_the_command_lists_what_there_is() -> None:
     command = [sys.executable, "-m", "benchmarks", "--help"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert {"data-path", "staging", "pdf", "latency", "growth"} <= set(listed.split())
+    assert {"data-path", "staging", "pdf", "latency", "growth", "api"} <= set(listed.split())
