@@ -138,6 +138,7 @@ class ExportRun:
         self._signer = signer
         self._retention = retention
         self._collected: set[str] = set()
+        self._made: str | None = None
         self._escape_formulas = escape_formulas
         self._reopen = reopen
         self._request: ExportRequest | None = None
@@ -227,6 +228,7 @@ class ExportRun:
             renderer.frame(document, parts, lambda part: self._work.open(part.key)),
         )
         file = self._read_back(renderer, stored.key, parts, contents)
+        self._made = stored.key
         return StoredFile(
             key=stored.key,
             url=stored.url,
@@ -247,6 +249,7 @@ class ExportRun:
 
         Raises:
             RunNotEntitled: Another run owns the request by now; the file is discarded.
+            VaultError: The file is gone: a re-execution of this step alone has the ticket of a run that was cleared.
         """
         finished = self._published() or self._publish(file)
         with suppress(VaultError):  # what stays is of no use, and goes with all that killed runs leave
@@ -255,6 +258,7 @@ class ExportRun:
 
     def _publish(self, file: StoredFile) -> ExportRequest:
         request = self._begin()
+        self._require_there(file)
         try:
             return self._requests.complete(
                 ExportMetadata(
@@ -446,6 +450,11 @@ class ExportRun:
         if any(stated.get(name) != value for name, value in contents.items()):
             raise FileNotVerified("The stored file does not state what was collected.", hint="Retry the request.")
         return _ReadBack(size=digest.size, sha256=digest.sha256, manifest=stated)
+
+    def _require_there(self, file: StoredFile) -> None:
+        """What this process made was read back a moment ago; what another left may have been removed since."""
+        if file.key != self._made and file.key not in self._vault.keys(self.request_id):
+            raise VaultError("The file that was to be published is gone.", hint="Retry the request.")
 
     def _published(self) -> ExportRequest | None:
         return self._requests.completed_by(self.request_id, self.run_id)

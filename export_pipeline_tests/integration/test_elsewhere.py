@@ -12,6 +12,7 @@ import pytest
 
 from export_pipeline import leftovers, wiring
 from export_pipeline.collect.parts import Part
+from export_pipeline.errors import VaultError
 from export_pipeline.export_run import ExportRun
 from export_pipeline.models import Actor, RequestStatus
 from export_pipeline.plan import ExportPlan
@@ -80,6 +81,30 @@ def test_a_reexecution_from_failure_collects_what_is_not_there(here: Services, t
     file = delivered_file(here, run.request_id)
     assert {name: len(rows) for name, rows in file["data"].items()} == {part.data_type: part.rows for part in parts}
     assert work(there) == []
+
+
+@pytest.mark.parametrize("cleared", [True, False])
+def test_a_reexecution_of_the_last_step_publishes_only_a_file_that_is_there(here: Services, cleared: bool) -> None:
+    """Its ticket names the file of the run that failed, and a run that fails removes what it made, if it still can."""
+    run = begin(here)
+    plan, parts = collect(run)
+    stored = run.render_and_store(plan, parts, {})
+    if cleared:
+        run.fail("write_metadata failed")
+    else:
+        here.requests.fail(run.request_id, run_id="run-1", message="write_metadata failed")
+    run.close()
+    again = here.run(run.request_id, "run-2", reopen=True)
+    try:
+        if cleared:
+            with pytest.raises(VaultError, match="to be published is gone"):
+                again.write_metadata(stored)
+            assert here.requests.metadata(run.request_id) is None
+        else:
+            assert again.write_metadata(stored).status is RequestStatus.COMPLETED
+            assert delivered_file(here, run.request_id)["request_id"] == run.request_id
+    finally:
+        again.close()
 
 
 def test_what_a_killed_run_left_is_cleared_when_its_request_moved_on(
