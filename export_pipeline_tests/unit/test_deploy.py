@@ -144,7 +144,7 @@ def test_pods_are_confined(name: str) -> None:
         confined(container)
     mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
     assert mounted <= {volume["name"] for volume in pod["volumes"]}
-    assert pod["automountServiceAccountToken"] == (name in {"daemon", "webserver"})
+    assert pod["automountServiceAccountToken"] == (name in {"daemon", "webserver", "dagster-ui"})
 
 
 def confined(container: dict[str, Any]) -> None:
@@ -155,10 +155,44 @@ def confined(container: dict[str, Any]) -> None:
     assert container["resources"]["requests"]["cpu"]
 
 
-@pytest.mark.parametrize("name", ["api", "code-server", "daemon", "webserver"])
+@pytest.mark.parametrize("name", ["api", "code-server", "daemon", "dagster-ui", "webserver"])
 def test_servers_are_watched(name: str) -> None:
     [container] = PODS[name]["containers"]
     assert "livenessProbe" in container
+
+
+def test_no_web_server_of_dagster_s_own_runs() -> None:
+    """It has no sign-in: only our program may serve its pages, and the chart's gets no pod."""
+    serving = {name: pod["containers"][0]["command"] for name, pod in PODS.items() if _serves(pod, 3000)}
+    assert serving.keys() == {"webserver", "dagster-ui"}
+    assert all("export_pipeline.defs.ui" in command for command in serving.values())
+    chart = values()
+    assert (chart["dagsterWebserver"]["replicaCount"], chart["dagsterWebserver"]["enableReadOnly"]) == (0, False)
+    assert chart["ingress"] == {"enabled": False}
+    for file in (file for file in FILES if file.suffix != ".md"):
+        assert not re.search(r"dagster-webserver|dagster\W+dev\b", file.read_text("utf-8")), file
+
+
+def _serves(pod: dict[str, Any], port: int) -> bool:
+    return any(one["containerPort"] == port for one in pod["containers"][0].get("ports", []))
+
+
+def values() -> dict[str, Any]:
+    [made] = documents(KUBERNETES / "values.yaml")
+    return made
+
+
+def test_the_ui_beside_the_chart_finds_what_the_chart_makes() -> None:
+    told, pod = values()["global"], PODS["dagster-ui"]
+    name = told["fullnameOverride"]
+    maps = {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume}
+    assert maps == {f"{name}-instance", f"{name}-workspace-yaml"}
+    assert pod["serviceAccountName"] == name
+    [password] = pod["containers"][0]["env"]
+    assert password["valueFrom"]["secretKeyRef"]["name"] == told["postgresqlSecretName"]
+    assert values()["generatePostgresqlPasswordSecret"] is False, "its password would be known to all"
+    settings, _workspace = documents(KUBERNETES / "base/settings.yaml")
+    assert settings["data"]["DAGSTER_HOME"] == told["dagsterHome"], "ours is set last, and counts"
 
 
 def instance(overlay: str) -> dict[str, Any]:
