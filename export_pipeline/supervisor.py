@@ -26,6 +26,8 @@ from types import FrameType
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psycopg
+
 from export_pipeline import dagster_home, leftovers, wiring
 from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.file_lock import FileLock
@@ -127,7 +129,9 @@ class Stack:
         revived, cleared = 0.0, 0.0
         while not self._stopping.wait(_WATCH_S):
             now = time.monotonic()
-            with contextlib.suppress(ExportPipelineError):  # tried again at the next look
+            # Whatever cannot be done now is tried again at the next look: an error that ended this thread would end the
+            # supervision, and with it, by the kernel, the children that this thread had started.
+            with contextlib.suppress(ExportPipelineError, psycopg.Error, OSError):
                 if now - revived > _REVIVE_S:
                     revived = now
                     self.services.revive()
@@ -136,7 +140,8 @@ class Stack:
                     self._clear()
             for child in self._children:
                 if child.ended:
-                    self._restart(child)
+                    with contextlib.suppress(OSError):  # a full disk, or no process left
+                        self._restart(child)
         self._stopped.wait()
 
     def _clear(self) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 from export_pipeline import supervisor, wiring
@@ -68,6 +70,52 @@ def test_a_killed_child_is_started_again_and_takes_along_what_it_had_started(sta
     wait_for(lambda: not lives(grandchild))
     stack.stop()
     wait_for(lambda: not any(map(lives, printed(stack, "parent"))))
+
+
+def test_one_that_cannot_be_started_now_is_tried_again(stack: Stack) -> None:
+    supervisor._add(stack, "parent", PARENT)
+    [child] = stack._children
+    wait_for(lambda: len(printed(stack, "parent")) == 1)
+    tried = threading.Event()
+    log = stack.log_folder / "parent.log"
+    log.unlink()
+    log.mkdir()
+    start = stack._start
+
+    def watched(child: Child) -> None:
+        try:
+            start(child)
+        finally:
+            tried.set()
+
+    stack._start = watched  # type: ignore[method-assign]
+    child.process.kill()
+    assert tried.wait(PATIENCE_S)
+    log.rmdir()
+    wait_for(lambda: log.is_file() and len(printed(stack, "parent")) == 1)
+
+
+def test_a_database_that_refuses_does_not_end_the_watch(
+    stack: Stack, services: wiring.Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (services.settings.home / "work" / "request" / "run").mkdir(parents=True)
+    with psycopg.connect(services.database_url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE export_pipeline.export_requests RENAME TO away")
+        refused = threading.Event()
+        clear = stack._clear
+
+        def watched() -> None:
+            try:
+                clear()
+            except psycopg.Error:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(supervisor, "_CLEAR_S", 0.0)
+        monkeypatch.setattr(stack, "_clear", watched)
+        assert refused.wait(PATIENCE_S)
+        connection.execute("ALTER TABLE export_pipeline.away RENAME TO export_requests")
+    wait_for(lambda: not (services.settings.home / "work" / "request").exists())
 
 
 def test_one_that_dies_again_and_again_rests_ever_longer(stack: Stack) -> None:
