@@ -10,6 +10,7 @@ from pathlib import Path
 
 from export_pipeline.db.owners import owners
 from export_pipeline.db.pool import Database
+from export_pipeline.models import REQUEST_ID_PATTERN
 from export_pipeline.vault.store import Vault
 
 
@@ -29,7 +30,7 @@ def clear(database: Database, work: Vault, folder: Path) -> list[str]:
         VaultError: Something cannot be removed.
     """
     # Looked at before the database is asked: a run that begins meanwhile is not among them.
-    found = [(path.parent.name, path.name) for path in folder.glob("*/*") if path.is_dir()]
+    found = [(path.parent.name, path.name) for path in folder.glob("*/*") if _is_of_a_run(path)]
     if not found:
         return []
     owned = owners(database, [request_id for request_id, _ in found])
@@ -37,3 +38,9 @@ def clear(database: Database, work: Vault, folder: Path) -> list[str]:
     for name in left:
         work.delete_below(name)
     return left
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """What a disk or a desktop puts beside our folders is nobody's leftover."""
+    names = (path.parent.name, path.name)
+    return path.is_dir() and all(REQUEST_ID_PATTERN.fullmatch(name) for name in names)

@@ -132,3 +132,11 @@ def test_what_a_killed_run_left_is_cleared_when_its_request_moved_on(
         next_run.close()
     assert there.requests.get(run.request_id).status is RequestStatus.COMPLETED
     assert clear(there) == []
+
+
+def test_a_folder_that_is_not_ours_keeps_nothing_from_being_cleared(here: Services) -> None:
+    area = here.settings.home / "work"
+    for name in (".Trash-0/files", "lost+found/1", "request/.hidden", "request/run-1", "zzz/run-1"):
+        (area / name).mkdir(parents=True)
+    assert sorted(clear(here)) == ["request/run-1", "zzz/run-1"]
+    assert sorted(path.name for path in area.glob("*/*")) == [".hidden", "1", "files"]
