@@ -13,7 +13,7 @@ from pathlib import Path
 
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
-from export_pipeline.errors import ConfigurationError, FileNotVerified, WrongStatus
+from export_pipeline.errors import ConfigurationError, FileGone, FileNotVerified, RequestNotFound, WrongStatus
 from export_pipeline.models import Actor, AuditAction, ExportFormat, ExportMetadata, RequestStatus
 from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import Renderer
@@ -69,7 +69,8 @@ def find(database: Database, request_id: str) -> DeliveredFile:
 
     Raises:
         RequestNotFound: There is no such request.
-        WrongStatus: It has no file (yet, or any more), or the file expired.
+        WrongStatus: It has no file (yet, or any more).
+        FileGone: The file expired.
     """
     requests = RequestStore(database)
     request = requests.get(request_id)
@@ -81,7 +82,7 @@ def find(database: Database, request_id: str) -> DeliveredFile:
         )
     if metadata.expired:
         # The purge may not have been here yet.
-        raise WrongStatus("There is no file to download: it has expired.", hint="Request the export again.")
+        raise FileGone("There is no file to download: it has expired.", hint="Request the export again.")
     renderer = RENDERERS[ExportFormat(metadata.format)]
     for_recipient = metadata.content_encoding == "age"
     return DeliveredFile(
@@ -93,6 +94,18 @@ def find(database: Database, request_id: str) -> DeliveredFile:
         as_stored=for_recipient,
         metadata=metadata,
     )
+
+
+def is_there(database: Database, request_id: str) -> bool:
+    """Whether a request still has its file: a download that began in time may go on until the file is removed.
+
+    Raises:
+        DatabaseUnavailable: It cannot be known now.
+    """
+    try:
+        return RequestStore(database).get(request_id).status in _WITH_FILE
+    except RequestNotFound:
+        return False
 
 
 def read(vault: Vault, file: DeliveredFile, *, offset: int = 0, end: int | None = None) -> Iterator[bytes]:

@@ -8,10 +8,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from export_pipeline.db.downloads import ONE_DOWNLOAD
 from export_pipeline.db.links import IssuedLink, LinkStore
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
-from export_pipeline.errors import InvalidRequest, LinkEnded, LinkNotFound, LinkRefused, RequestNotFound, WrongStatus
+from export_pipeline.errors import (
+    FileGone,
+    InvalidRequest,
+    LinkEnded,
+    LinkNotFound,
+    LinkRefused,
+    RequestNotFound,
+    WrongStatus,
+)
 from export_pipeline.models import Actor, ExportMetadata, RequestStatus
 from export_pipeline.vault import link_tokens
 from export_pipeline.vault.link_tokens import LinkClaim
@@ -20,7 +29,6 @@ from export_pipeline.vault.link_tokens import LinkClaim
 PATH = "/api/exports/files/"
 
 _WITH_FILE = (RequestStatus.COMPLETED, RequestStatus.PARTIAL)
-_ONE_DOWNLOAD = timedelta(hours=1)
 _ASK_AGAIN = "Ask for a new link."
 
 
@@ -117,7 +125,7 @@ class Links:
             from_start: Whether the piece begins the file.
         """
         actor = replace(client, id=link.issued_to)
-        return self._links.count_download(link.link_id, actor, from_start=from_start, window=_ONE_DOWNLOAD)
+        return self._links.count_download(link.link_id, actor, from_start=from_start, window=ONE_DOWNLOAD)
 
     def revoke(self, link_id: str, actor: Actor, *, request_id: str | None = None) -> IssuedLink:
         """End one link; twice is harmless.
@@ -172,7 +180,7 @@ class Links:
         if request.status not in _WITH_FILE or metadata is None:
             raise WrongStatus(f"There is no file to download: the request is {request.status.value.replace('_', ' ')}.")
         if metadata.expired:
-            raise WrongStatus("There is no file to download: it has expired.", hint="Request the export again.")
+            raise FileGone("There is no file to download: it has expired.", hint="Request the export again.")
         return metadata
 
 

@@ -60,6 +60,8 @@ _RULES = """
 - **Live changes** are server-sent events. Each event `status` has the whole status as its data; comments keep the
   connection; it ends when the request has ended, and after five minutes in any case, so that the token is looked at
   again.
+- **Files** come whole or, with `Range`, in pieces, by a link as with a token: [what clients may rely
+  on](links.md#the-download).
 - **Bodies** have at most 64 KiB.
 - **Browsers**: no page of another origin may call, unless `EXPORT_PIPELINE_API_CORS_ORIGINS` names it. Answers are
   not stored, not framed, and run nothing. `EXPORT_PIPELINE_API_HSTS` belongs behind TLS.

@@ -13,6 +13,7 @@ from export_pipeline import __version__, settings, wiring
 from export_pipeline.api import docs_page, openapi, problems
 from export_pipeline.api.changes import Changes
 from export_pipeline.api.client_address import ClientAddress
+from export_pipeline.api.file_desk import FileDesk
 from export_pipeline.api.metrics import Metrics
 from export_pipeline.api.middleware import BodyLimit, Figures, SecurityHeaders, Unexpected
 from export_pipeline.api.routes import (
@@ -22,6 +23,7 @@ from export_pipeline.api.routes import (
     download,
     events,
     exports,
+    files,
     links,
     requests,
     system,
@@ -35,8 +37,8 @@ _CONNECTIONS = 10
 #: Nobody waits longer at a web address for a database that is away.
 _PATIENCE_S = 3.0
 #: Addresses that are words of the path come before those that take an id there.
-_ROUTERS = (system.router, requests.router, data_types.router, events.router, exports.router, links.router,
-            decisions.router, audit.router, verification.router)  # fmt: skip
+_ROUTERS = (download.router, system.router, requests.router, data_types.router, events.router, exports.router,
+            files.router, links.router, decisions.router, audit.router, verification.router)  # fmt: skip
 
 
 def create_app(services: wiring.Services) -> FastAPI:
@@ -59,7 +61,8 @@ def create_app(services: wiring.Services) -> FastAPI:
     app.state.metrics = Metrics(services.database)
     app.state.readiness = system.readiness(services)
     app.state.held = ExitStack()
-    for router in (download.router(services), *_ROUTERS):
+    app.state.desk = FileDesk(services)
+    for router in _ROUTERS:
         app.include_router(router)
     app.router.routes.extend(web.routes(services.gatekeeper))
     docs_page.install(app)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
@@ -11,12 +11,13 @@ from fastapi import Depends, Path, Request
 from export_pipeline import identity
 from export_pipeline.api.authentication import authenticate
 from export_pipeline.db.listing import Listed, Listing
-from export_pipeline.errors import NotAllowed, RequestNotFound
+from export_pipeline.errors import FileGone, NotAllowed, RequestNotFound, WrongStatus
 from export_pipeline.identity import Principal, Scope
-from export_pipeline.models import REQUEST_ID_PATTERN, Actor
+from export_pipeline.models import REQUEST_ID_PATTERN, Actor, RequestStatus
 from export_pipeline.wiring import Services
 
 _MAX_USER_AGENT = 255
+_GONE = frozenset({RequestStatus.EXPIRED, RequestStatus.DELETED})
 _NOT_FOUND = "There is no export request with this id."
 RequestIdPath = Annotated[
     str, Path(description="The id of the request.", examples=["5d7f0f66-3f1c-4f9e-9f0b-6f4e3f0f8a51"])
@@ -74,7 +75,7 @@ def require(scope: Scope, *, everybody: bool = False) -> Callable[..., Awaitable
     """
 
     async def caller(request: Request, principal: PrincipalDep) -> Caller:
-        found = Caller(principal=principal, scope=scope, actor=_actor(request, principal))
+        found = Caller(principal=principal, scope=scope, actor=replace(address_of(request), id=principal.id))
         if not found.may(None) and (everybody or not found.may(principal.id)):
             found.require(None)
         return found
@@ -96,6 +97,19 @@ class Target:
     def request_id(self) -> str:
         """Its id."""
         return self.listed.request.request_id
+
+    def require_file(self) -> None:
+        """Make sure that the request has a file.
+
+        Raises:
+            FileGone: It had one.
+            WrongStatus: It has none yet.
+        """
+        status = self.listed.request.status
+        if status in _GONE:
+            raise FileGone(f"The file was removed: the request is {status.value}.", hint="Request the export again.")
+        if not self.listed.has_file:
+            raise WrongStatus(f"There is no file: the request is {status.value.replace('_', ' ')}.")
 
     def again(self) -> Listed:
         """Read it anew, after a change."""
@@ -120,9 +134,10 @@ def export(scope: Scope) -> Callable[..., Target]:
     return target
 
 
-def _actor(request: Request, principal: Principal) -> Actor:
+def address_of(request: Request) -> Actor:
+    """From where a call comes and by which program; who it is is for others to say."""
     agent = "".join(filter(str.isprintable, request.headers.get("user-agent", "")))[:_MAX_USER_AGENT]
-    return principal.actor(request.client.host if request.client else None, agent or None)
+    return Actor(id="", ip_address=request.client.host if request.client else None, user_agent=agent or None)
 
 
 ServicesDep = Annotated[Services, Depends(services)]

@@ -6,26 +6,22 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from fastapi.responses import StreamingResponse
 
 from export_pipeline.api import pages
 from export_pipeline.api.conditional import NOT_MODIFIED, IfNoneMatch, conditional
 from export_pipeline.api.dependencies import Caller, ServicesDep, Target, export, require
-from export_pipeline.api.openapi import FILE_CONTENT, Responses, documented
+from export_pipeline.api.openapi import documented
 from export_pipeline.api.schemas import Deleted, Download, Export, Exports, History, Manifest, UserId
-from export_pipeline.db.listing import Listed, Listing, Place
-from export_pipeline.delivery import deliver
-from export_pipeline.errors import FileGone, WrongStatus
+from export_pipeline.db.listing import Listing, Place
+from export_pipeline.errors import WrongStatus
 from export_pipeline.identity import Scope
 from export_pipeline.models import ExportFormat, RequestStatus, RequestType
 
 router = APIRouter(prefix="/api/exports", tags=["exports"])
-_GONE = frozenset({RequestStatus.EXPIRED, RequestStatus.DELETED})
 
 _Reader = Annotated[Caller, Depends(require(Scope.READ))]
 _Readable = Annotated[Target, Depends(export(Scope.READ))]
 _Downloadable = Annotated[Target, Depends(export(Scope.DOWNLOAD))]
-_FILE: Responses = {200: {"description": "The decrypted file.", "content": FILE_CONTENT}}
 
 
 @router.get("", operation_id="list_exports", responses=documented(400))
@@ -88,7 +84,7 @@ async def get_status(target: _Readable, if_none_match: IfNoneMatch = None) -> Re
 )
 def get_manifest(target: _Readable, if_none_match: IfNoneMatch = None) -> Response:
     """What the file holds, with counts and hashes, and what is missing and why."""
-    _require_file(target.listed)
+    target.require_file()
     metadata = target.services.requests.metadata(target.request_id)
     if metadata is None:
         raise WrongStatus("There is no file.")
@@ -98,31 +94,13 @@ def get_manifest(target: _Readable, if_none_match: IfNoneMatch = None) -> Respon
 @router.get("/download/{request_id}", operation_id="get_download", responses=documented(404, 409, 410))
 def get_download(target: _Downloadable) -> Download:
     """Get an address from which whoever has it can fetch the file, for a while and without a token."""
-    _require_file(target.listed)
+    target.require_file()
     link = target.services.links.issue(target.request_id, target.caller.actor)
     left = link.expires_at - datetime.now(UTC)
     base = target.services.settings.public_url or ""
     return Download(
         download_url=base + link.url_path, expires_in=max(0, round(left.total_seconds())), link_id=link.link_id
     )
-
-
-@router.get(
-    "/{request_id}/file",
-    operation_id="get_file",
-    response_class=StreamingResponse,
-    responses={**documented(404, 409, 410), **_FILE},
-)
-def get_file(target: _Downloadable) -> StreamingResponse:
-    """Fetch the decrypted file with the token instead of a link. A damaged file ends before its announced length."""
-    _require_file(target.listed)
-    services = target.services
-    delivery = deliver(services.database, services.vault(), target.request_id, target.caller.actor)
-    headers = {
-        "Content-Disposition": f'attachment; filename="{delivery.file_name}"',
-        "Content-Length": str(delivery.metadata.file_size_bytes),
-    }
-    return StreamingResponse(delivery.chunks, media_type=delivery.media_type, headers=headers)
 
 
 @router.delete("/{request_id}", operation_id="delete_export", responses=documented(404))
@@ -144,11 +122,3 @@ def retry_export(target: Annotated[Target, Depends(export(Scope.RETRY))]) -> Exp
     """Put a failed or cancelled request back into the queue."""
     target.services.intake.retry(target.request_id, target.caller.actor)
     return Export.of(target.again())
-
-
-def _require_file(listed: Listed) -> None:
-    status = listed.request.status
-    if status in _GONE:
-        raise FileGone(f"The file was removed: the request is {status.value}.", hint="Request the export again.")
-    if not listed.has_file:
-        raise WrongStatus(f"There is no file: the request is {status.value.replace('_', ' ')}.")

@@ -49,6 +49,7 @@ follow_export               read                   request
 get_manifest                read                   request
 get_download                download               request
 get_file                    download               request
+look_at_file                download               request
 list_links                  read                   request
 revoke_link                 revoke                 request
 revoke_links                revoke                 request

@@ -216,9 +216,10 @@ def test_a_damaged_file_is_cut_off_and_not_passed_for_whole(api: Api) -> None:
     request_id = api.ask()
     api.export(request_id)
     with api.services.database.connect() as connection:
-        connection.execute("UPDATE export_pipeline.export_metadata SET sha256 = 'x' || substr(sha256, 2)")
-    with pytest.raises(ConnectionAbortedError):
-        api("GET", f"/api/exports/{request_id}/file")
+        connection.execute("UPDATE export_pipeline.export_metadata SET sha256 = repeat('0', 64)")
+    answer = api("GET", f"/api/exports/{request_id}/file")
+    # A real server cuts the connection there.
+    assert len(answer.content) < int(answer.headers["content-length"])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -29,90 +29,16 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from export_pipeline import wiring
-from export_pipeline.api.routes import download
+from export_pipeline.api import file_desk
 from export_pipeline.cli.app import app
-from export_pipeline.db.requests import _write_metadata as write_metadata
 from export_pipeline.errors import InvalidRequest, LinkRefused, RequestNotFound, WrongStatus
-from export_pipeline.links import PATH, Link
-from export_pipeline.models import Actor, AuditAction, ExportMetadata
-from export_pipeline.render.streams import Digest, gzip_text
+from export_pipeline.links import PATH
+from export_pipeline.models import AuditAction
 from export_pipeline.settings import Settings
 from export_pipeline.vault import link_tokens
 from export_pipeline_tests import servers
+from export_pipeline_tests.file_server import ANN, CONTENT, MIB, Answer, Installation
 from export_pipeline_tests.serving import served
-
-ANN = Actor(id="ann")
-MIB = 1024 * 1024
-#: More than one chunk of every layer, and no round number.
-CONTENT = b"".join(hashlib.sha256(number.to_bytes(4)).digest() for number in range(50_000)) + b"end"
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-@dataclass(frozen=True)
-class Installation:
-    """Some files, and a server that hands them out."""
-
-    services: wiring.Services
-    port: int
-
-    def place(self, request_id: str, chunks: Iterable[bytes], *, encoding: str = "identity") -> Digest:
-        """Store a file as a run does, and write its rows."""
-        digest, vault, key = Digest(), self.services.vault(), f"{request_id}/run-1/export"
-        plain = digest.watch(chunks)
-        stored = vault.store(key, map(gzip_text, plain) if encoding == "gzip" else plain)
-        if encoding == "age":
-            digest = Digest()
-            assert sum(map(len, digest.watch(vault.sealed(key)))) == stored.size
-        form = "json" if encoding == "gzip" else "csv"
-        with self.services.database.connect() as connection:
-            connection.execute(
-                "INSERT INTO export_pipeline.export_requests"
-                " (request_id, user_id, requested_by, request_type, data_types, format, status, completed_at)"
-                " VALUES (%s, 'ann', 'ann', 'custom', '{user_clicks}', %s, 'completed', now())",
-                [request_id, form],
-            )
-        metadata = ExportMetadata(
-            request_id=request_id,
-            user_id="ann",
-            total_records=1,
-            data_types_included=("user_clicks",),
-            export_date=datetime.now(UTC),
-            file_size_bytes=digest.size,
-            format=form,
-            stored_size_bytes=stored.size,
-            sha256=digest.sha256,
-            storage_key=stored.key,
-            content_encoding=encoding,
-            expires_at=datetime.now(UTC) + timedelta(days=7),
-            manifest={},
-        )
-        with self.services.database.connect() as connection:
-            write_metadata(connection, metadata)
-        return digest
-
-    def link(self, request_id: str = "one", **asked: timedelta) -> Link:
-        return self.services.links.issue(request_id, ANN, **asked)
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        with closing(connection):
-            sent = {name.replace("_", "-"): value for name, value in headers.items()}
-            connection.request(method, path, headers={"User-Agent": "test/1", **sent})
-            answer = connection.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-
-    def downloads(self, request_id: str = "one") -> int:
-        return [entry.action for entry in self.services.requests.trail(request_id)].count(AuditAction.DOWNLOADED)
-
-    def execute(self, statement: str, *values: object) -> None:
-        with self.services.database.connect() as connection:
-            connection.execute(statement.encode(), values)
 
 
 @pytest.fixture
@@ -480,7 +406,7 @@ def test_slow_clients_hold_up_nobody_and_too_many_are_told(
     wait_until: Callable[[Callable[[], bool]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(download, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(file_desk, "_PATIENCE_S", 0.2)
     small = running.link().url_path
     slow = [opened(running, large) for _ in range(7)]
     for client in slow:
@@ -510,7 +436,7 @@ def test_many_downloads_at_the_same_time(running: Installation) -> None:
 def test_a_download_is_cut_when_its_link_is_revoked(
     running: Installation, large: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_LOOK_S", 0.0)
+    monkeypatch.setattr(file_desk, "_LOOK_S", 0.0)
     with opened(running, large) as client:
         running.services.links.revoke_all("large", ANN)
         came = 0
@@ -520,7 +446,7 @@ def test_a_download_is_cut_when_its_link_is_revoked(
 
 
 def test_one_link_does_not_take_every_place(running: Installation, large: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "_PER_LINK", 2)
+    monkeypatch.setattr(file_desk, "_PER_RIGHT", 2)
     with opened(running, large), opened(running, large):
         assert running.get(large).status == 503
         assert running.get(running.link("large").url_path, Range="bytes=0-9").status == 206
