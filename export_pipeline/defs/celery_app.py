@@ -18,7 +18,8 @@ from dagster_celery.make_app import make_app
 
 from export_pipeline import settings
 from export_pipeline.defs.internals import capture_interrupts, execute_run, run_to_execute
-from export_pipeline.defs.warm import NOT_BEGUN, begin_buffering, load_definitions, make_way
+from export_pipeline.defs.launcher import NOT_BEGUN
+from export_pipeline.defs.warm import begin_buffering, load_definitions, make_way
 from export_pipeline.parent import end_with_parent
 
 #: A task is given to another worker when its own has not finished it for so long. It may well be working: whoever gets

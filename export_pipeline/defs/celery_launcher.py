@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster import DagsterRun
-from dagster._config import UserConfigSchema
-from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
-from dagster._serdes import ConfigurableClassData
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 
 from export_pipeline.defs.celery_app import CONFIGURATION
+from export_pipeline.defs.internals import (
+    CheckRunHealthResult,
+    ConfigurableClassData,
+    UserConfigSchema,
+    WorkerStatus,
+)
+from export_pipeline.defs.launcher import NOT_BEGUN
 from export_pipeline.defs.process import services
-from export_pipeline.defs.warm import NOT_BEGUN
 from export_pipeline.errors import ConfigurationError
 
 

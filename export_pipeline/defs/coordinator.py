@@ -1,9 +1,9 @@
 """The warm coordinator: a run that waits for a warm worker is shown as queued, as one in Dagster's own queue is."""
 
 import dagster as dg
-from dagster._core.run_coordinator import DefaultRunCoordinator, SubmitRunContext
 
 from export_pipeline.db.run_queue import RunQueue
+from export_pipeline.defs.internals import DefaultRunCoordinator
 from export_pipeline.defs.process import services
 from export_pipeline.errors import ExportPipelineError
 
@@ -14,7 +14,7 @@ class WarmRunCoordinator(DefaultRunCoordinator):
     Whatever comes after that (to terminate a run, to launch it where no worker is alive) is the launcher's.
     """
 
-    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
+    def submit_run(self, context: dg.SubmitRunContext) -> dg.DagsterRun:
         """Queue a run, or have it launched at once when no worker is alive.
 
         Raises:

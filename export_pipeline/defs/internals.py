@@ -12,13 +12,16 @@ from typing import Any
 import dagster as dg
 import sqlalchemy
 from dagster._cli.api import _execute_run_command_body
+from dagster._config import UserConfigSchema
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
+from dagster._core.run_coordinator import DefaultRunCoordinator
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
 from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, SensorDaemon
 from dagster._grpc.types import ExecuteRunArgs
-from dagster._serdes import unpack_value
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, unpack_value
 from dagster._utils.interrupts import capture_interrupts
 from dagster_postgres import PostgresEventLogStorage
 from dagster_webserver.version import __version__ as webserver_version
@@ -30,7 +33,15 @@ from starlette.responses import JSONResponse
 
 __all__ = [
     "MAY_CHANGE",
+    "CheckRunHealthResult",
+    "ConfigurableClass",
+    "ConfigurableClassData",
+    "DefaultRunCoordinator",
+    "LaunchRunContext",
+    "RunLauncher",
+    "UserConfigSchema",
     "WaitingEvent",
+    "WorkerStatus",
     "begin_run",
     "capture_interrupts",
     "dagster_ui",

@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-from dagster._config import UserConfigSchema
-from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
-from dagster._core.launcher.default_run_launcher import DefaultRunLauncher
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from export_pipeline.db.run_queue import RunQueue
+from export_pipeline.defs.internals import (
+    CheckRunHealthResult,
+    ConfigurableClass,
+    ConfigurableClassData,
+    LaunchRunContext,
+    RunLauncher,
+    UserConfigSchema,
+    WorkerStatus,
+)
 from export_pipeline.defs.process import services
+
+#: A run that has another status was begun by somebody, and must not be begun again.
+NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
 
 
 class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
@@ -21,7 +29,7 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
-        self._stock: RunLauncher[dg.DagsterInstance] = DefaultRunLauncher()
+        self._stock: RunLauncher[dg.DagsterInstance] = dg.DefaultRunLauncher()
         super().__init__()  # type: ignore[no-untyped-call]
 
     @property

@@ -8,10 +8,9 @@ import dagster as dg
 from export_pipeline.db.requests import QueueState, StalledRequest
 from export_pipeline.db.run_queue import RunQueue
 from export_pipeline.defs.jobs import export_user_data
-from export_pipeline.defs.launcher import WarmRunLauncher
+from export_pipeline.defs.launcher import NOT_BEGUN, WarmRunLauncher
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
-from export_pipeline.defs.warm import NOT_BEGUN
 from export_pipeline.errors import VaultError, WrongStatus
 from export_pipeline.models import RequestStatus
 

@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dagster import DagsterEventType, EventLogEntry
-from dagster._config import UserConfigSchema
-from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL
 
-from export_pipeline.defs.internals import insert_events, share_pool
+from export_pipeline.defs.internals import ConfigurableClassData, UserConfigSchema, insert_events, share_pool
 from export_pipeline.defs.process import services
 
 _FLUSH_S = 0.25

@@ -8,10 +8,6 @@ import dagster as dg
 
 from export_pipeline.defs.storage import BufferedEventLogStorage
 
-#: A run that has another status was begun by somebody, and must not be begun again.
-NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED)
-
-
 #: Of 19, the lowest priority there is.
 _NICE = 10
 #: Where Linux weighs sessions against each other before processes, and ours have sessions of their own.

@@ -13,8 +13,9 @@ import dagster as dg
 
 from export_pipeline.db.run_queue import RunQueue, Seat
 from export_pipeline.defs.internals import begin_run, capture_interrupts, execute_run
+from export_pipeline.defs.launcher import NOT_BEGUN
 from export_pipeline.defs.process import services
-from export_pipeline.defs.warm import NOT_BEGUN, begin_buffering, load_definitions, make_way
+from export_pipeline.defs.warm import begin_buffering, load_definitions, make_way
 
 _IDLE_S = 5.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import threading
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -19,6 +20,7 @@ from dagster_postgres import PostgresEventLogStorage, PostgresRunStorage, Postgr
 from dagster_webserver import webserver
 from dagster_webserver.webserver import DagsterWebserver
 
+import export_pipeline
 from export_pipeline.defs.coordinator import WarmRunCoordinator
 from export_pipeline.defs.internals import WaitingEvent
 from export_pipeline.defs.launcher import WarmRunLauncher
@@ -127,3 +129,10 @@ def test_the_waiting_event_is_the_event_that_it_stands_for() -> None:
     end.set()
     assert event.wait() is True
     assert (waited, event.is_set()) == ([3.0, 5.0], True)
+
+
+def test_private_names_stand_in_one_file() -> None:
+    importing = re.compile(r"^\s*(?:from|import) dagster\w*\._", re.MULTILINE)
+    package = Path(export_pipeline.__file__).parent
+    found = {file.name for file in package.rglob("*.py") if importing.search(file.read_text())}
+    assert found == {"internals.py"}
