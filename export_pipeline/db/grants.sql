@@ -28,9 +28,9 @@ GRANT SELECT ON export_pipeline.export_audit_chain, export_pipeline.export_audit
 -- Dagster makes its tables itself and changes them when it is upgraded, so they are the application's.
 GRANT USAGE, CREATE ON SCHEMA dagster TO export_pipeline_app;
 
--- A program that asks for exports: the specification's columns and the recipient, so no status of its own and no way past
--- an approval.
-GRANT INSERT (request_id, user_id, requested_by, request_type, data_types, format, recipient)
+-- A program that asks for exports: the specification's columns and what makes an export narrower, so no status of its own
+-- and no way past an approval.
+GRANT INSERT (request_id, user_id, requested_by, request_type, data_types, format, anonymize, recipient)
     ON export_pipeline.export_requests TO export_pipeline_intake;
 GRANT SELECT (request_id, status, requested_at, completed_at, error_message)
     ON export_pipeline.export_requests TO export_pipeline_intake;

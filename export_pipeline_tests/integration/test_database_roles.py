@@ -188,8 +188,8 @@ def test_a_program_of_yours_asks_for_exports(
     intake = connect("intake")
     made = intake.execute(
         "INSERT INTO export_pipeline.export_requests"
-        " (user_id, requested_by, request_type, data_types, format)"
-        " VALUES ('user-0001', 'shop', 'gdpr', '{user_clicks}', 'json') RETURNING request_id"
+        " (user_id, requested_by, request_type, data_types, format, anonymize, recipient)"
+        " VALUES ('user-0001', 'shop', 'gdpr', '{user_clicks}', 'json', NULL, NULL) RETURNING request_id"
     ).fetchone()
     assert made
     status = intake.execute("SELECT status FROM export_pipeline.export_requests WHERE request_id = %s", made).fetchone()
