@@ -141,8 +141,7 @@ class Retention:
         return owned
 
     def _remove_unknown(self, vault: Vault, objects: Iterable[ListedObject], purge: Purge) -> None:
-        """Perhaps another installation shares the store, or our tables came back from a backup. But what is older than
-        any file may get is nobody's."""
+        """Perhaps our tables came back from a backup. But what is older than any file of ours may get is nobody's."""
         for found in objects:
             if _older(found, self.longest + timedelta(days=1)):
                 self._remove(vault, [found], purge)
