@@ -155,7 +155,9 @@ def commands_page() -> str:
             "",
             "`export-pipeline COMMAND --help` says the same. Exit codes: 0 success, 1 an error that is explained in"
             " one line, 2 a wrong call, 130 Ctrl-C. With `--json` a command prints one JSON document, in the case of"
-            ' an error `{"error": class, "message": …, "hint": …}`.',
+            ' an error `{"error": class, "message": …, "hint": …}`. A command that reports what it found (`doctor`,'
+            " `purge`, `audit verify`, `request --wait`) prints its report, and says by exit code 1 that something is"
+            " wrong. A wrong call prints nothing but its usage, to the error stream.",
             "",
             *sections,
             "## Errors",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich import box
@@ -61,6 +61,18 @@ def print_error(error: ExportPipelineError, *, as_json: bool) -> None:
         print_json({"error": type(error).__name__, "message": error.message, "hint": error.hint})
     else:
         errors.print(f"[bold red]Error:[/] {_escape(error.message)} {_escape(error.hint)}".rstrip())
+
+
+def refuse(error: ExportPipelineError, *, reported: bool) -> NoReturn:
+    """End with exit code 1 after a report of what was found.
+
+    Args:
+        error: What is wrong.
+        reported: Whether the report is a JSON document already: a second one would be no JSON any more.
+    """
+    if reported:
+        raise typer.Exit(1)
+    raise error
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", fixed: int = 1) -> None:

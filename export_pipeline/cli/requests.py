@@ -10,7 +10,7 @@ import typer
 
 from export_pipeline import settings, wiring
 from export_pipeline.cli import recipient_key
-from export_pipeline.cli.output import AsJson, cell, console, human_size, print_json, print_table
+from export_pipeline.cli.output import AsJson, cell, console, human_size, print_json, print_table, refuse
 from export_pipeline.db.watch import ON_ITS_WAY, follow
 from export_pipeline.delivery import deliver, save
 from export_pipeline.errors import ExportPipelineError
@@ -271,8 +271,11 @@ def _show_made(made: ExportRequest, *, waited: bool, as_json: bool) -> None:
     if not waited:
         return
     if made.status in ON_ITS_WAY:
-        raise ExportPipelineError(
-            f"The request is still {made.status.value}.", hint="Is `export-pipeline up` running for this state folder?"
-        )
+        hint = "Is `export-pipeline up` running for this state folder?"
+        refuse(ExportPipelineError(f"The request is still {made.status.value}.", hint=hint), reported=as_json)
+    if made.status is RequestStatus.AWAITING_APPROVAL:
+        hint = "Somebody else lets it go on: `export-pipeline approve ID`."
+        refuse(ExportPipelineError("The request waits for approval.", hint=hint), reported=as_json)
     if made.status not in (RequestStatus.COMPLETED, RequestStatus.PARTIAL):
-        raise ExportPipelineError(f"The request is {made.status.value}: {made.error_message or 'no reason was given'}")
+        why = made.error_message or "no reason was given"
+        refuse(ExportPipelineError(f"The request is {made.status.value}: {why}"), reported=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from export_pipeline import settings, wiring
-from export_pipeline.cli.output import AsJson, print_json, print_table
+from export_pipeline.cli.output import AsJson, print_json, print_table, refuse
 from export_pipeline.errors import FileNotVerified
 from export_pipeline.retention import Purge
 
@@ -24,10 +24,11 @@ def purge(
     else:
         _show(done)
     if done.missing:
-        raise FileNotVerified(
+        error = FileNotVerified(
             f"The store lacks the files of {len(done.missing)} completed requests.",
             hint="Restore them, or `export-pipeline delete` the requests.",
         )
+        refuse(error, reported=as_json)
 
 
 def _show(done: Purge) -> None:

@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from export_pipeline import demo as demonstration
 from export_pipeline import doctor as examination
 from export_pipeline import settings, supervisor, wiring
-from export_pipeline.cli.output import AsJson, console, errors, human_size, print_json, print_table
+from export_pipeline.cli.output import AsJson, console, errors, human_size, print_json, print_table, refuse
 from export_pipeline.cli.sign_in import print_link
 from export_pipeline.errors import ExportPipelineError
 from export_pipeline.models import ExportRequest
@@ -104,7 +104,7 @@ def doctor(as_json: AsJson = False) -> None:
                 console.print(f"    {finding.hint}", markup=False)
     bad = [finding.check for finding in findings if finding.verdict is examination.Verdict.BAD]
     if bad:
-        raise ExportPipelineError(f"Not ready: {', '.join(bad)}.")
+        refuse(ExportPipelineError(f"Not ready: {', '.join(bad)}."), reported=as_json)
 
 
 COMMANDS = (demo, up, worker, migrate, doctor)
