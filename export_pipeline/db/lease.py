@@ -6,6 +6,7 @@ connection, so the URL of our database must not go through a pooler in transacti
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from contextlib import suppress
@@ -17,6 +18,7 @@ from export_pipeline.errors import DatabaseUnavailable, RunNotEntitled
 
 #: A killed run's lock goes when the server notices that its socket is closed: usually at once.
 _PATIENCE_S = 5.0
+_PATIENCE_AGAIN_S = 0.5
 _KEEP_S = 2.0
 
 
@@ -56,11 +58,24 @@ class RequestLease:
             self._drop()
 
     def _keep(self) -> None:
-        """Take the lock again soon after a restart of the server took it away, also in the middle of a long step."""
-        while not self._released.wait(_KEEP_S):
+        """Take the lock again as soon as its connection has ended, also in the middle of a long step: whoever looks for
+        requests that nobody works on may look in this moment."""
+        while not self._released.is_set():
+            self._wait_for_the_end()
             with suppress(DatabaseUnavailable, RunNotEntitled), self._lock:
                 if not self._released.is_set():
-                    self._hold(0.0)
+                    self._hold(_PATIENCE_AGAIN_S)
+
+    def _wait_for_the_end(self) -> None:
+        """Of the connection: nothing else comes by it unasked. After a while it is asked whether it still lives."""
+        connection = self._connection
+        if connection is None:
+            self._released.wait(_KEEP_S)
+            return
+        with suppress(OSError, psycopg.Error):  # closed by another thread in this moment
+            end = select.poll()
+            end.register(connection.fileno(), select.POLLIN)
+            end.poll(_KEEP_S * 1000)
 
     def _hold(self, patience: float) -> None:
         if self._connection is not None and _alive(self._connection):

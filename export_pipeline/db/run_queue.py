@@ -180,8 +180,14 @@ class Seat:
                         self._on_cancel(notice.payload)
                     else:
                         self._woken.set()
-            if not self._left.wait(_RECONNECT_S):
-                with suppress(psycopg.Error, DatabaseUnavailable):
-                    self._connection = self._database.dedicated()
-                    self._sit(self._connection)
-                    self._woken.set()
+            if not self._left.is_set():
+                self._sit_again()
+
+    def _sit_again(self) -> None:
+        """At once: meanwhile another worker would take our run for a dead one's."""
+        try:
+            self._connection = self._database.dedicated()
+            self._sit(self._connection)
+            self._woken.set()
+        except (psycopg.Error, DatabaseUnavailable):
+            self._left.wait(_RECONNECT_S)
