@@ -34,8 +34,9 @@ def plan_export(
         metadata={"format": plan.format.value, "data_types": [planned.data_type for planned in plan.types]},
     )
     for number, planned in enumerate(plan.types):
-        # Dagster's keys have a smaller alphabet than our names, so two names could meet in one key.
-        key = planned.data_type if planned.data_type.isidentifier() else f"type_{number}"
+        # Dagster's keys have a smaller alphabet than our names, so two names could meet in one key. Every name of ours
+        # begins with a letter.
+        key = planned.data_type if planned.data_type.isidentifier() else f"_{number}"
         yield dg.DynamicOutput(planned.data_type, mapping_key=key, output_name="data_types")
 
 
