@@ -34,10 +34,16 @@ def plan_export(
         metadata={"format": plan.format.value, "data_types": [planned.data_type for planned in plan.types]},
     )
     for number, planned in enumerate(plan.types):
-        # Dagster's keys have a smaller alphabet than our names, so two names could meet in one key. Every name of ours
-        # begins with a letter.
-        key = planned.data_type if planned.data_type.isidentifier() else f"_{number}"
-        yield dg.DynamicOutput(planned.data_type, mapping_key=key, output_name="data_types")
+        yield _step(number, planned.data_type)
+
+
+def _step(number: int, data_type: str) -> dg.DynamicOutput[str]:
+    """A step that is named after its data type, or by its number where Dagster takes no such name: it has a smaller
+    alphabet and reserves words. Every name of ours begins with a letter, so the two never meet."""
+    try:
+        return dg.DynamicOutput(data_type, mapping_key=data_type, output_name="data_types")
+    except dg.DagsterInvalidDefinitionError:
+        return dg.DynamicOutput(data_type, mapping_key=f"_{number}", output_name="data_types")
 
 
 @dg.op(out=dg.Out(Ticket), description="Stream one data type from the source into a sealed part.")

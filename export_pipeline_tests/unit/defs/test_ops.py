@@ -26,7 +26,12 @@ class Run:
 
 @pytest.mark.parametrize(
     "names",
-    [["orders", "Orders", "order_lines"], ["a-b", "a_b", "a--b"], ["type_1", "a-b"], ["a-b", "type_0", "a_0", "class"]],
+    [
+        ["orders", "Orders", "order_lines"],
+        ["a-b", "a_b", "a--b"],
+        ["type_1", "a-b"],
+        ["class", "context", "config", "input", "meta", "type", "a_0"],
+    ],
 )
 def test_every_data_type_has_a_step_of_its_own(names: list[str]) -> None:
     @dg.op
