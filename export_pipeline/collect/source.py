@@ -33,6 +33,8 @@ _SESSION = {
     # The snapshot is idle while a part is stored and the file is made.
     "idle_in_transaction_session_timeout": "0",
 }
+#: The snapshot is one transaction for as long as the run takes. Servers before 17 have no such limit.
+_UNLIMITED = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,7 @@ class Source:
             wanted = [word for pair in {**_SESSION, **self._limits}.items() for word in pair]
             calls = ", ".join(["set_config(%s, %s, false)"] * (len(wanted) // 2))
             connection.execute(f"SELECT {calls}".encode(), wanted)
+            connection.execute(_UNLIMITED)
         except psycopg.Error as error:
             connection.close()
             raise translate(error) from None

@@ -54,6 +54,7 @@ OTHER_DEFAULTS = {
     "statement_timeout": "200ms",
     "lock_timeout": "200ms",
     "idle_in_transaction_session_timeout": "200ms",
+    "transaction_timeout": "200ms",  # from PostgreSQL 17 on
     "client_encoding": "LATIN1",
     "quote_all_identifiers": "on",
     "synchronize_seqscans": "on",
@@ -119,6 +120,7 @@ def test_settings_hold_whatever_the_defaults_are(
         "statement_timeout": "30000",
         "lock_timeout": "7000",
         "idle_in_transaction_session_timeout": "0",
+        "transaction_timeout": "0",
         "client_encoding": "UTF8",
         "synchronize_seqscans": "off",
     }.items()  # fmt: skip
