@@ -50,6 +50,18 @@ def all_lines(file: Path) -> list[str]:
     return [line.strip() for line in found]
 
 
+def first_line(file: Path) -> str:
+    """Read a secret that is one line, whatever it begins with.
+
+    Raises:
+        KeyUnusable: The file is absent, unreadable, readable by others, or empty.
+    """
+    found = all_lines(file)
+    if not found or not found[0]:
+        raise KeyUnusable(f"The key file {file} is empty.")
+    return found[0]
+
+
 def stamp(file: Path) -> Stamp:
     """Look at the file without reading it.
 
@@ -78,9 +90,9 @@ def create(file: Path, text: Callable[[], str]) -> bool:
     Raises:
         KeyUnusable: The folder cannot be written to.
     """
-    if file.exists():
-        return False
     try:
+        if file.exists():
+            return False
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _place(file, text())
     except OSError as error:

@@ -106,6 +106,11 @@ def test_a_folder_that_is_none_says_so(tmp_path: Path) -> None:
         keys.create(tmp_path / "keys" / "file" / "age.txt")
 
 
+def test_a_name_that_no_file_can_have_says_so(tmp_path: Path) -> None:
+    with pytest.raises(KeyUnusable, match="cannot be made"):
+        keys.create(tmp_path / ("age" * 100))
+
+
 @pytest.mark.skipif(as_root, reason="root may write everywhere")
 def test_a_folder_without_rights_says_so(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
