@@ -461,6 +461,8 @@ class ExportRun:
 
     def _clear(self) -> None:
         """Remove what this run made; never a file that people may fetch, whatever went wrong afterwards."""
+        if self._request is None:
+            return  # nothing was made here; were another process to execute the same run, it would be its
         self._work.delete_below(self._folder)
         if self._published() is None:
             self._vault.delete_below(self._folder)

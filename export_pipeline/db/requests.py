@@ -179,6 +179,20 @@ ORDER BY request_id
 """
 
 
+#: Of some requests, those that have ended (or are gone) and on which nobody works.
+_LEFT = """
+WITH over AS MATERIALIZED (
+    SELECT asked.request_id, coalesce(status, 'gone') AS status
+    FROM unnest(%(request_ids)s::text[]) AS asked (request_id)
+    LEFT JOIN export_pipeline.export_requests USING (request_id)
+    WHERE status IS NULL OR status NOT IN ('pending', 'processing')
+)
+SELECT request_id, status FROM over
+WHERE pg_postmaster_start_time() <= now() - %(settle)s
+  AND pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A request that the sensor took, and the attempt that its run will be."""
@@ -497,6 +511,19 @@ class RequestStore:
         with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(_STALLED, {"grace": grace, "settle": settle})
             return [StalledRequest(**{**row, "status": RequestStatus(row["status"])}) for row in cursor]
+
+    def left(self, request_ids: Sequence[str], *, settle: timedelta = timedelta(0)) -> dict[str, str]:
+        """Say which of these requests have ended and are worked on by nobody.
+
+        Args:
+            request_ids: Which requests.
+            settle: As for `stalled`.
+
+        Returns:
+            Request → status, or `gone` where there is no such row.
+        """
+        with self._database.connect() as connection:
+            return dict(connection.execute(_LEFT, {"request_ids": list(request_ids), "settle": settle}).fetchall())
 
     def requeue(self, stalled: StalledRequest, *, max_attempts: int, detail: str) -> ExportRequest:
         """Return a stalled request to the queue, or fail it when its attempts are spent.

@@ -1,12 +1,15 @@
 """The queue between launchers and warm workers: runs that were asked for and have no process yet.
 
 It lives in PostgreSQL so that nothing is lost when a launcher or a worker dies, and so that workers need no address.
-A worker is alive as long as its connection holds its lock; what a dead one had taken is taken over.
+A worker is alive as long as its connection holds its lock; what a dead one had taken is taken over. Connections break
+without anybody's death, also all at once when the server restarts, and then a lock is away for a moment: only who is
+missed twice, some seconds apart, is dead.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,24 +23,42 @@ _NEW = "export_run_queue"
 _CANCEL = "export_run_cancel"
 _LOCK_CLASS = 20260102
 _RECONNECT_S = 1.0
+_LOOKS_S = 20.0
+#: Far above what a living worker needs to take its lock again.
+_MISSED_S = 4
 
 _PUT = """
 INSERT INTO export_pipeline.export_run_queue (run_id)
-SELECT %(run_id)s WHERE export_pipeline.workers_alive() > 0
+SELECT %(run_id)s WHERE export_pipeline.workers_alive() > 0 OR %(anyway)s
 ON CONFLICT (run_id) DO NOTHING RETURNING run_id
 """
-_TAKE = """
-UPDATE export_pipeline.export_run_queue SET worker = %(worker)s
+_MISS = """
+UPDATE export_pipeline.export_run_queue
+SET missed_at = CASE WHEN export_pipeline.worker_is_alive(worker) THEN NULL ELSE clock_timestamp() END
+WHERE run_id IN (
+    SELECT run_id FROM export_pipeline.export_run_queue
+    WHERE worker IS NOT NULL AND (missed_at IS NULL) <> export_pipeline.worker_is_alive(worker)
+    ORDER BY run_id FOR UPDATE SKIP LOCKED)
+"""
+_IS_DEAD = (
+    f"(NOT export_pipeline.worker_is_alive(worker) AND missed_at < clock_timestamp() - interval '{_MISSED_S} seconds')"
+)
+_TAKE = f"""
+UPDATE export_pipeline.export_run_queue SET worker = %(worker)s, missed_at = NULL
 WHERE run_id = (
     SELECT run_id FROM export_pipeline.export_run_queue
-    WHERE worker IS NULL
-       -- After a restart of the server the living need a moment to take their locks again.
-       OR (NOT export_pipeline.worker_is_alive(worker) AND pg_postmaster_start_time() < now() - interval '15 seconds')
+    WHERE worker IS NULL OR {_IS_DEAD}
     ORDER BY enqueued_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING run_id
 """
-
-
+_BEGIN = """
+UPDATE export_pipeline.export_run_queue SET begun = true
+WHERE run_id = %(run_id)s AND worker = %(worker)s AND NOT begun
+"""
+_FIND = f"""
+SELECT worker IS NOT NULL, worker IS NOT NULL AND {_IS_DEAD} IS NOT TRUE
+FROM export_pipeline.export_run_queue WHERE run_id = %s
+"""
 _ABANDON = """
 DELETE FROM export_pipeline.export_run_queue
 WHERE run_id = %(run_id)s AND export_pipeline.workers_alive() = 0
@@ -68,14 +89,18 @@ class RunQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def put(self, run_id: str) -> bool:
+    def put(self, run_id: str, *, anyway: bool = False) -> bool:
         """Hand a run to the workers.
+
+        Args:
+            run_id: The run.
+            anyway: Also when no worker is alive now.
 
         Returns:
             False when no worker is alive: then nothing was written, and the run must be launched another way.
         """
         with self._database.connect() as connection:
-            if connection.execute(_PUT, {"run_id": run_id}).fetchone() is None:
+            if connection.execute(_PUT, {"run_id": run_id, "anyway": anyway}).fetchone() is None:
                 return False
             connection.execute("SELECT pg_notify(%s, '')", [_NEW])
             return True
@@ -83,8 +108,24 @@ class RunQueue:
     def take(self, worker: int) -> str | None:
         """Take the run that waits longest, or one whose worker died. Two workers never take the same."""
         with self._database.connect() as connection:
+            connection.execute(_MISS)
             row = connection.execute(_TAKE, {"worker": worker}).fetchone()
         return row[0] if row else None
+
+    def begin(self, run_id: str, worker: int) -> bool:
+        """Say that a run will be executed now.
+
+        Returns:
+            False when it was begun before, or another worker has it by now: then it must not be executed.
+        """
+        with self._database.connect() as connection:
+            return connection.execute(_BEGIN, {"run_id": run_id, "worker": worker}).rowcount > 0
+
+    def holds(self, run_id: str, worker: int) -> bool:
+        """Say whether a run is still this worker's."""
+        with self._database.connect() as connection:
+            query = "SELECT FROM export_pipeline.export_run_queue WHERE run_id = %s AND worker = %s"
+            return connection.execute(query, [run_id, worker]).fetchone() is not None
 
     def done(self, run_id: str) -> None:
         """Forget a run that has ended."""
@@ -94,11 +135,8 @@ class RunQueue:
     def find(self, run_id: str) -> QueuedRun | None:
         """Say where a run stands; None when it is not in the queue."""
         with self._database.connect() as connection:
-            row = connection.execute(
-                "SELECT worker IS NOT NULL, coalesce(export_pipeline.worker_is_alive(worker), false)"
-                " FROM export_pipeline.export_run_queue WHERE run_id = %s",
-                [run_id],
-            ).fetchone()
+            connection.execute(_MISS)
+            row = connection.execute(_FIND, [run_id]).fetchone()
         return QueuedRun(taken=row[0], alive=row[1]) if row else None
 
     def withdraw(self, run_id: str) -> bool:
@@ -122,10 +160,36 @@ class RunQueue:
             found = connection.execute("SELECT FROM export_pipeline.export_run_queue WHERE run_id = %s", [run_id])
             return found.fetchone() is None
 
+    def workers(self) -> int:
+        """Count the workers that are alive, on all machines."""
+        with self._database.connect() as connection:
+            row = connection.execute("SELECT export_pipeline.workers_alive()").fetchone()
+        return int(row[0]) if row else 0
+
     def cancel(self, run_id: str) -> None:
         """Ask the worker that has the run to interrupt it."""
         with self._database.connect() as connection:
             connection.execute("SELECT pg_notify(%s, %s)", [_CANCEL, run_id])
+
+
+class Absence:
+    """How long no worker has been alive, as far as this process looked: workers that died together soon come back.
+
+    Args:
+        queue: Whose workers.
+    """
+
+    def __init__(self, queue: RunQueue) -> None:
+        self._queue = queue
+        self._since = self._looked = time.monotonic()
+
+    def seconds(self) -> float:
+        """Look, and say since when nobody has been there. What was between two looks far apart counts as presence."""
+        now = time.monotonic()
+        if self._queue.workers() or now - self._looked > _LOOKS_S:
+            self._since = now
+        self._looked = now
+        return now - self._since
 
 
 class Seat:

@@ -7,6 +7,7 @@ that moment.
 
 import os
 import signal
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from dagster_celery.make_app import make_app
 from export_pipeline import settings
 from export_pipeline.defs.internals import capture_interrupts, execute_run, run_to_execute
 from export_pipeline.defs.launcher import NOT_BEGUN
-from export_pipeline.defs.warm import begin_buffering, load_definitions, make_way
+from export_pipeline.defs.warm import begin_buffering, end_run, load_definitions, make_way, patiently
 from export_pipeline.parent import end_with_parent
 
 #: A task is given to another worker when its own has not finished it for so long. It may well be working: whoever gets
@@ -70,6 +71,7 @@ def execute_job(execute_job_args_packed: dict[str, Any]) -> None:
     if run is not None and run.status in NOT_BEGUN:
         with capture_interrupts():
             execute_run(_instance(), run_id)
+        patiently(lambda: end_run(_instance(), run_id), threading.Event())
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from export_pipeline.db.run_queue import RunQueue
+from export_pipeline.defs import absence
 from export_pipeline.defs.internals import DefaultRunCoordinator
 from export_pipeline.defs.process import services
 from export_pipeline.errors import ExportPipelineError
@@ -15,7 +16,7 @@ class WarmRunCoordinator(DefaultRunCoordinator):
     """
 
     def submit_run(self, context: dg.SubmitRunContext) -> dg.DagsterRun:
-        """Queue a run, or have it launched at once when no worker is alive.
+        """Queue a run, or have it launched at once when no worker has been alive for long.
 
         Raises:
             ExportPipelineError: Our database cannot be used; the run has failed.
@@ -31,7 +32,7 @@ class WarmRunCoordinator(DefaultRunCoordinator):
 
     def _put(self, run: dg.DagsterRun) -> bool:
         try:
-            return RunQueue(services().database).put(run.run_id)
+            return RunQueue(services().database).put(run.run_id, anyway=not absence.for_good())
         except ExportPipelineError:
             self._instance.report_run_failed(run, "The run could not be handed to the workers.")
             raise

@@ -26,9 +26,14 @@ _RECONNECT_S = 5.0
 
 
 class Bell:
-    """Rings when a request was written or changed."""
+    """Rings when a request was written or changed.
 
-    def __init__(self) -> None:
+    Args:
+        instance: Dagster's instance.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
         self._rung = threading.Event()
         self._last = 0.0
         self._in_vain = 0
@@ -40,7 +45,7 @@ class Bell:
 
     def wait(self, timeout: float) -> None:
         """Wait for a ring, at most `timeout` seconds; only shortly while requests are left that can be claimed."""
-        self._in_vain = self._in_vain + 1 if _claimable() else 0
+        self._in_vain = self._in_vain + 1 if _claimable(self._instance) else 0
         if not 0 < self._in_vain <= _PATIENCE:
             self._in_vain = 0
             self._rung.wait(timeout)
@@ -58,11 +63,11 @@ class Bell:
             time.sleep(_RECONNECT_S)
 
 
-def _claimable() -> bool:
+def _claimable(instance: dg.DagsterInstance) -> bool:
     """Whether a tick of the sensor would find something."""
     with suppress(psycopg.Error, ExportPipelineError):
-        queue = services().requests.queue()
-        return queue.pending > 0 and queue.claimed + queue.processing < in_flight()
+        queue, most = services().requests.queue(), in_flight(instance)
+        return queue.pending > 0 and queue.claimed + queue.processing < most
     return False
 
 
@@ -71,14 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-w", "--workspace", required=True)
     options = parser.parse_args()
-    bell = Bell()
-    with (
-        suppress(KeyboardInterrupt),  # asked to end
-        capture_interrupts(),
-        dg.DagsterInstance.get() as instance,
-        run_daemons(instance, options.workspace, bell.wait, bell.ring) as wait_for_the_end,
-    ):
-        wait_for_the_end()
+    with suppress(KeyboardInterrupt), capture_interrupts(), dg.DagsterInstance.get() as instance:  # asked to end
+        bell = Bell(instance)
+        with run_daemons(instance, options.workspace, bell.wait, bell.ring) as wait_for_the_end:
+            wait_for_the_end()
 
 
 if __name__ == "__main__":

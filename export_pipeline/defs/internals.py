@@ -24,6 +24,7 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, unpack_value
 from dagster._utils.interrupts import capture_interrupts
 from dagster_postgres import PostgresEventLogStorage
+from dagster_postgres.utils import DagsterPostgresException
 from dagster_webserver.version import __version__ as webserver_version
 from dagster_webserver.webserver import DagsterWebserver
 from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
@@ -33,6 +34,7 @@ from starlette.responses import JSONResponse
 
 __all__ = [
     "MAY_CHANGE",
+    "UNAVAILABLE",
     "CheckRunHealthResult",
     "ConfigurableClass",
     "ConfigurableClassData",
@@ -54,6 +56,8 @@ __all__ = [
 
 #: In the scope of an ASGI request: whether whoever asks may launch and terminate. Absent means no.
 MAY_CHANGE = "export_pipeline.may_change"
+#: What Dagster's storage raises when the server is away or ends a connection.
+UNAVAILABLE = (DagsterPostgresException, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
 _POOL_SIZE = 2
 _MAX_OVERFLOW = 20
 

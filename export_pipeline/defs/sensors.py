@@ -1,14 +1,17 @@
 """The way from a row to a run, and the way back when a run is lost."""
 
+import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dagster as dg
 
 from export_pipeline.db.requests import QueueState, StalledRequest
 from export_pipeline.db.run_queue import RunQueue
+from export_pipeline.defs import absence
 from export_pipeline.defs.jobs import export_user_data
-from export_pipeline.defs.launcher import NOT_BEGUN, WarmRunLauncher
+from export_pipeline.defs.launcher import WarmRunLauncher
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
 from export_pipeline.errors import VaultError, WrongStatus
@@ -21,8 +24,18 @@ _RUNS_AHEAD = 12
 #: A run needs some seconds from the claim to its first step; only after that is a missing run suspicious.
 _GRACE = timedelta(seconds=20)
 _SETTLE = timedelta(seconds=15)
-#: A run that no warm worker has and that did not begin for so long was launched the stock way, and died at once.
-_START_LIMIT = timedelta(seconds=120)
+#: A living run whose connection broke takes its lease again within two seconds; who is away at both looks is dead.
+_LOOK_AGAIN_S = 4.0
+#: How long a run may take from one sign of life to the next before it counts as lost: from its making to its place in
+#: the queue of the warm workers; from its launch, where it is not in that queue, to its beginning; and to its request.
+_PATIENCE = {
+    dg.DagsterRunStatus.NOT_STARTED: timedelta(seconds=20),
+    dg.DagsterRunStatus.QUEUED: timedelta(seconds=20),
+    dg.DagsterRunStatus.STARTING: timedelta(seconds=120),
+    dg.DagsterRunStatus.STARTED: timedelta(seconds=60),
+}
+#: A run ends a little after its request.
+_ENDS_WITHIN = timedelta(seconds=60)
 
 
 @dg.sensor(
@@ -31,13 +44,13 @@ _START_LIMIT = timedelta(seconds=120)
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="New rows in export_requests → one partitioned run each.",
 )
-def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult:
+def new_export_requests(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Claim open requests and ask for their runs. Two sensors at once claim different rows.
 
     The cursor is nothing that is needed: it shows the queue in the UI.
     """
     store = services().requests
-    claims = store.claim(_CLAIMS_PER_TICK, in_flight=in_flight())
+    claims = store.claim(_CLAIMS_PER_TICK, in_flight=in_flight(context.instance))
     queue = _in_words(store.queue())
     if not claims:
         return dg.SensorResult(skip_reason=f"Nothing to claim. {queue}", cursor=queue)
@@ -56,9 +69,13 @@ def new_export_requests(_context: dg.SensorEvaluationContext) -> dg.SensorResult
     )
 
 
-def in_flight() -> int:
-    """Requests that may be claimed or processing at the same time."""
-    return _RUNS_AHEAD * services().settings.max_concurrent_runs
+def in_flight(instance: dg.DagsterInstance) -> int:
+    """Requests that may be claimed or processing at the same time.
+
+    Where the workers are away for good, each run gets a process of its own at once, so there is nothing to keep busy.
+    """
+    alone = isinstance(instance.run_launcher, WarmRunLauncher) and absence.for_good()
+    return services().settings.max_concurrent_runs * (1 if alone else _RUNS_AHEAD)
 
 
 def _in_words(queue: QueueState) -> str:
@@ -74,13 +91,39 @@ def _in_words(queue: QueueState) -> str:
     description="Requests whose run is gone → back into the queue, or failed with a reason.",
 )
 def reconcile_export_requests(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Find requests that nobody works on and settle each by what became of its run."""
+    """Find requests that nobody works on and settle each by what became of its run; and runs that were left behind."""
     settled = [
-        f"{stalled.request_id}: {outcome}"
-        for stalled in services().requests.stalled(grace=_GRACE, settle=_SETTLE)
-        if (outcome := _settle(context.instance, stalled))
+        f"{stalled.request_id}: {outcome}" for stalled in _stalled() if (outcome := _settle(context.instance, stalled))
     ]
-    return dg.SkipReason("; ".join(settled) or "Every request that is on its way has a run.")
+    ended = [f"run {run_id}: failed" for run_id in _end_runs_left_behind(context.instance)]
+    return dg.SkipReason("; ".join(settled + ended) or "Every request that is on its way has a run.")
+
+
+def _stalled() -> list[StalledRequest]:
+    look = partial(services().requests.stalled, grace=_GRACE, settle=_SETTLE)
+    found = look()
+    if any(stalled.status is RequestStatus.PROCESSING for stalled in found):
+        time.sleep(_LOOK_AGAIN_S)
+        still = look()
+        return [stalled for stalled in found if stalled in still]
+    return found
+
+
+def _end_runs_left_behind(instance: dg.DagsterInstance) -> list[str]:
+    """Tell Dagster of runs that died after their request had ended: nothing else would ever end them."""
+    filters = dg.RunsFilter(
+        job_name=export_user_data.name,
+        statuses=[dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED],
+        updated_before=datetime.now(UTC) - _ENDS_WITHIN,
+    )
+    records = instance.get_run_records(filters, limit=_CLAIMS_PER_TICK, ascending=True)
+    runs = [record.dagster_run for record in records]
+    left = services().requests.left([run.tags.get(PARTITION_TAG, "") for run in runs], settle=_SETTLE) if runs else {}
+    ended = [run for run in runs if run.tags.get(PARTITION_TAG, "") in left]
+    for run in ended:
+        status = left[run.tags.get(PARTITION_TAG, "")]
+        instance.report_run_failed(run, f"The run's process is gone. Nothing is lost: its request is {status}.")
+    return [run.run_id for run in ended]
 
 
 def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
@@ -90,7 +133,7 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
     if run is not None and not run.is_finished:
         if claimed_only and not _lost(instance, run):
             return ""
-        why = "no worker took it." if claimed_only else "it no longer holds the lease on its request."
+        why = "it never came to its request." if claimed_only else "it no longer holds the lease on its request."
         instance.report_run_failed(run, f"The run's process is gone: {why}")
     try:
         if run is not None and run.status is dg.DagsterRunStatus.CANCELED:
@@ -107,17 +150,20 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
 
 
 def _lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether a run that has not begun never will.
+    """Whether a run whose request still waits for it will never come.
 
-    Dagster's run monitoring decides it by time alone. Runs for warm workers may wait long behind others, so their queue
-    is asked.
+    How long a launched run may take, Dagster's run monitoring decides by time alone. Runs for warm workers may wait
+    long behind others, so their queue is asked.
     """
-    if not isinstance(instance.run_launcher, WarmRunLauncher) or run.status not in NOT_BEGUN:
-        return False
     record = instance.get_run_record_by_id(run.run_id)
-    if record is None or datetime.now(UTC) - record.create_timestamp < _START_LIMIT:
+    if record is None or datetime.now(UTC) - record.update_timestamp < _PATIENCE.get(run.status, timedelta.max):
         return False
-    return RunQueue(services().database).abandoned(run.run_id)
+    if run.status in {dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED}:
+        return True
+    if not isinstance(instance.run_launcher, WarmRunLauncher):
+        return False
+    queue = RunQueue(services().database)
+    return queue.find(run.run_id) is None or (absence.for_good() and queue.abandoned(run.run_id))
 
 
 def _run_of(instance: dg.DagsterInstance, stalled: StalledRequest) -> dg.DagsterRun | None:

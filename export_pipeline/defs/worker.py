@@ -15,7 +15,8 @@ from export_pipeline.db.run_queue import RunQueue, Seat
 from export_pipeline.defs.internals import begin_run, capture_interrupts, execute_run
 from export_pipeline.defs.launcher import NOT_BEGUN
 from export_pipeline.defs.process import services
-from export_pipeline.defs.warm import begin_buffering, load_definitions, make_way
+from export_pipeline.defs.warm import begin_buffering, end_run, load_definitions, make_way, patiently
+from export_pipeline.errors import DatabaseUnavailable
 
 _IDLE_S = 5.0
 
@@ -40,7 +41,7 @@ class Worker:
         """Work until told to stop, or recycled."""
         executed = 0
         while not self._stopping.is_set():
-            if run_id := self._queue.take(self._seat.worker):
+            if run_id := self._take():
                 self._execute(run_id)
                 executed += 1
                 if executed == self._recycle_after:
@@ -49,12 +50,24 @@ class Worker:
                 self._seat.wait(_IDLE_S)
         self._seat.leave()
 
+    def _take(self) -> str | None:
+        try:
+            return self._queue.take(self._seat.worker)
+        except DatabaseUnavailable:
+            return None  # asked again after a pause, or at once when the seat is taken again
+
     def stop(self) -> None:
         """End after the run that is going on."""
         self._stopping.set()
         self._seat.wake()
 
     def _execute(self, run_id: str) -> None:
+        """Execute a run and see to its end, also when our database goes away meanwhile."""
+        if patiently(lambda: self._queue.begin(run_id, self._seat.worker), self._stopping):
+            patiently(lambda: self._run(run_id), self._stopping)
+        patiently(lambda: self._end(run_id), self._stopping)
+
+    def _run(self, run_id: str) -> None:
         run = self._instance.get_run_by_id(run_id)
         if run is not None and run.status in NOT_BEGUN:
             self._current = run_id
@@ -65,10 +78,12 @@ class Worker:
                     execute_run(self._instance, run_id)
             finally:
                 self._current = None
-        elif run is not None and not run.is_finished:
-            # Taken over from a worker that died in the middle of it.
-            self._instance.report_run_failed(run, "The worker's process is gone.")
-        self._queue.done(run_id)
+
+    def _end(self, run_id: str) -> None:
+        """What was begun has ended: here, or with the worker from which it was taken over."""
+        if self._queue.holds(run_id, self._seat.worker):
+            end_run(self._instance, run_id)
+            self._queue.done(run_id)
 
     def _interrupt(self, run_id: str) -> None:
         """Called in the seat's thread: the main thread executes the run and must be interrupted."""
