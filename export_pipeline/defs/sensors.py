@@ -163,7 +163,11 @@ def _lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     if not isinstance(instance.run_launcher, WarmRunLauncher):
         return False
     queue = RunQueue(services().database)
-    return queue.find(run.run_id) is None or (absence.for_good() and queue.abandoned(run.run_id))
+    if queue.find(run.run_id) is not None:
+        return absence.for_good() and queue.abandoned(run.run_id)
+    # Asked after the queue: who takes a run out of it has called it something else before.
+    now = instance.get_run_by_id(run.run_id)
+    return now is not None and now.status is run.status
 
 
 def _run_of(instance: dg.DagsterInstance, stalled: StalledRequest) -> dg.DagsterRun | None:
