@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from export_pipeline import data_type_file, settings, wiring
+from export_pipeline.cli.account import me
 from export_pipeline.cli.output import AsJson, console, print_json, print_table
-from export_pipeline.models import Actor
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -42,7 +41,7 @@ def apply_data_types(
     """Load the data type configuration from a YAML file, all or nothing."""
     configs = data_type_file.load(file)
     with wiring.connect(settings.load()) as services:
-        changed = services.data_types.apply(configs, Actor(id=getpass.getuser()), prune=prune)
+        changed = services.data_types.apply(configs, me(), prune=prune)
     if as_json:
         print_json({"changed": changed})
     else:

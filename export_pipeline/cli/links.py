@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from export_pipeline import settings, wiring
+from export_pipeline.cli.account import me
 from export_pipeline.cli.output import AsJson, cell, console, print_json, print_table
 from export_pipeline.db.links import IssuedLink
 from export_pipeline.links import Links
@@ -29,7 +29,7 @@ def link(
     """Print a download link to the file of a request, or end links. Whoever has a link has the file."""
     if (request_id is None) == (revoke is None):
         raise typer.BadParameter("Name either a request or, with --revoke, a link.")
-    actor = Actor(id=getpass.getuser())
+    actor = me()
     configured = settings.load()
     with wiring.connect(configured) as services:
         if request_id is None or revoke_all or show:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +9,12 @@ import typer
 
 from export_pipeline import settings, wiring
 from export_pipeline.cli import recipient_key
+from export_pipeline.cli.account import me
 from export_pipeline.cli.output import AsJson, cell, console, human_size, print_json, print_table, refuse
 from export_pipeline.db.watch import ON_ITS_WAY, follow
 from export_pipeline.delivery import deliver, save
 from export_pipeline.errors import ExportPipelineError
-from export_pipeline.models import Actor, ExportFormat, ExportRequest, RequestStatus, RequestType
+from export_pipeline.models import ExportFormat, ExportRequest, RequestStatus, RequestType
 from export_pipeline.verify import verify as verify_file
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
@@ -52,7 +52,7 @@ def request(
             made = services.intake.request(
                 user_id=user,
                 data_types=data_types or [],
-                actor=_me(),
+                actor=me(),
                 format=form,
                 kind=kind,
                 anonymize=anonymize,
@@ -102,14 +102,14 @@ def status(request_id: RequestId, as_json: AsJson = False) -> None:
 
 
 def list_requests(
-    state: Annotated[str | None, typer.Option("--status", help="Only this status.")] = None,
+    state: Annotated[RequestStatus | None, typer.Option("--status", help="Only this status.")] = None,
     user: Annotated[str | None, typer.Option("--user", "-u", help="Only this user.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, newest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List requests, newest first."""
     with wiring.connect(settings.load()) as services:
-        found = services.requests.search(status=state, user_id=user, limit=limit)
+        found = services.requests.search(status=state and state.value, user_id=user, limit=limit)
     if as_json:
         print_json({"requests": found})
         return
@@ -145,14 +145,14 @@ def queue(as_json: AsJson = False) -> None:
 def retry(request_id: RequestId, as_json: AsJson = False) -> None:
     """Put a failed or cancelled request back into the queue, as a new attempt."""
     with wiring.connect(settings.load()) as services:
-        moved = services.intake.retry(request_id, _me())
+        moved = services.intake.retry(request_id, me())
     _show_made(moved, waited=False, as_json=as_json)
 
 
 def cancel(request_id: RequestId, as_json: AsJson = False) -> None:
     """End a request that has no file yet."""
     with wiring.connect(settings.load()) as services:
-        moved = services.intake.cancel(request_id, _me())
+        moved = services.intake.cancel(request_id, me())
     _show_made(moved, waited=False, as_json=as_json)
 
 
@@ -163,7 +163,7 @@ def approve(
 ) -> None:
     """Let a request that waits for approval go into the queue."""
     with wiring.connect(settings.load()) as services:
-        moved = services.intake.approve(request_id, _me(), reason)
+        moved = services.intake.approve(request_id, me(), reason)
     _show_made(moved, waited=False, as_json=as_json)
 
 
@@ -174,7 +174,7 @@ def reject(
 ) -> None:
     """End a request that waits for approval."""
     with wiring.connect(settings.load()) as services:
-        moved = services.intake.reject(request_id, _me(), reason)
+        moved = services.intake.reject(request_id, me(), reason)
     _show_made(moved, waited=False, as_json=as_json)
 
 
@@ -185,14 +185,14 @@ def extend(
 ) -> None:
     """Move the due date of a gdpr request by two months, once."""
     with wiring.connect(settings.load()) as services:
-        moved = services.intake.extend(request_id, _me(), reason)
+        moved = services.intake.extend(request_id, me(), reason)
     _show_made(moved, waited=False, as_json=as_json)
 
 
 def delete(request_id: RequestId, as_json: AsJson = False) -> None:
     """Remove the file of a request for good; its row and its trail stay."""
     with wiring.connect(settings.load()) as services:
-        moved = services.intake.delete(request_id, _me())
+        moved = services.intake.delete(request_id, me())
     _show_made(moved, waited=False, as_json=as_json)
 
 
@@ -203,12 +203,13 @@ def download(
 ) -> None:
     """Write the decrypted file of a request, checked on the way."""
     with wiring.connect(settings.load()) as services:
-        delivery = deliver(services.database, services.vault(), request_id, _me())
+        delivery = deliver(services.database, services.vault(), request_id, me())
         save(delivery, out)
     if as_json:
         print_json({"file": out, "bytes": delivery.metadata.file_size_bytes, "sha256": delivery.metadata.sha256})
     else:
-        console.print(f"{out}  {human_size(delivery.metadata.file_size_bytes)}  sha256 {delivery.metadata.sha256}")
+        size = human_size(delivery.metadata.file_size_bytes)
+        console.print(f"{cell(out)}  {size}  sha256 {delivery.metadata.sha256}")
 
 
 def verify(
@@ -237,9 +238,9 @@ def verify(
     if signer is None:
         console.print("[yellow]The manifest is not signed.[/]")
     elif key:
-        console.print(f"[green]It is signed by the key that you trust:[/] {signer.key_id}")
+        console.print(f"[green]It is signed by the key that you trust:[/] {cell(signer.key_id)}")
     else:
-        console.print(f"Unchanged since it was signed by {signer.public_key}: compare with `--key`.")
+        console.print(f"Unchanged since it was signed by {cell(signer.public_key)}: compare with `--key`.")
 
 
 COMMANDS = (
@@ -256,11 +257,6 @@ COMMANDS = (
     download,
     verify,
 )
-
-
-def _me() -> Actor:
-    """The operator at the command line, by the name of the account."""
-    return Actor(id=getpass.getuser())
 
 
 def _show_made(made: ExportRequest, *, waited: bool, as_json: bool) -> None:
