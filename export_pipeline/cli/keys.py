@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from export_pipeline import settings, wiring
-from export_pipeline.cli.output import AsJson, console, print_json, print_table
+from export_pipeline.cli.output import AsJson, cell, console, print_json, print_table
 from export_pipeline.errors import ConfigurationError, DatabaseError, KeyUnusable
 from export_pipeline.settings import Settings
 from export_pipeline.vault import keys, signing
@@ -37,7 +37,7 @@ def new(
     if as_json:
         print_json({"file": file, "public_key": fact.public_key})
     else:
-        console.print(f"{file}  {fact.public_key}")
+        console.print(f"{cell(file)}  {fact.public_key}")
         console.print("Keep a copy elsewhere: a lost key is a lost file.")
 
 

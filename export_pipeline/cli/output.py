@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export_pipeline.errors import ExportPipelineError
@@ -51,7 +52,9 @@ def plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
-    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, indent=1) + "\n")
+    text = json.dumps(plain(value), ensure_ascii=False, indent=1) + "\n"
+    # A path may hold bytes that are no text; JSON has a spelling for them.
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
     sys.stdout.flush()
 
 
@@ -112,4 +115,5 @@ def human_size(size: int) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+    """Nothing is read as markup; what a terminal would obey, or turn around, is spelt out."""
+    return escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))

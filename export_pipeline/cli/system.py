@@ -11,7 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from export_pipeline import demo as demonstration
 from export_pipeline import doctor as examination
 from export_pipeline import settings, supervisor, wiring
-from export_pipeline.cli.output import AsJson, console, errors, human_size, print_json, print_table, refuse
+from export_pipeline.cli.output import AsJson, cell, console, errors, human_size, print_json, print_table, refuse
 from export_pipeline.cli.sign_in import print_link
 from export_pipeline.errors import ExportPipelineError
 from export_pipeline.models import ExportRequest
@@ -75,7 +75,7 @@ def worker(as_json: AsJson = False) -> None:
         if as_json:
             print_json({"launcher": chosen.launcher, "workers": chosen.local_workers, "logs": stack.log_folder})
         else:
-            console.print(f"{chosen.local_workers} runs at a time ({chosen.launcher}). Logs: {stack.log_folder}")
+            console.print(f"{chosen.local_workers} runs at a time ({chosen.launcher}). Logs: {cell(stack.log_folder)}")
             console.print("Stop it with Ctrl-C.")
         stopped.wait()
         if not as_json:
@@ -99,9 +99,9 @@ def doctor(as_json: AsJson = False) -> None:
         print_json({"findings": findings})
     else:
         for finding in findings:
-            console.print(f"{_SIGNS[finding.verdict.value]} {finding.check}: {finding.message}", markup=True)
+            console.print(f"{_SIGNS[finding.verdict.value]} {cell(finding.check)}: {cell(finding.message)}")
             if finding.hint:
-                console.print(f"    {finding.hint}", markup=False)
+                console.print(f"    {cell(finding.hint)}")
     bad = [finding.check for finding in findings if finding.verdict is examination.Verdict.BAD]
     if bad:
         refuse(ExportPipelineError(f"Not ready: {', '.join(bad)}."), reported=as_json)
@@ -166,5 +166,5 @@ def _seconds(file: demonstration.DemoFile) -> float:
 def _show_addresses(stack: Stack) -> None:
     console.print(f"API         {stack.api_url}/api/docs")
     console.print(f"Dagster UI  {stack.ui_url}")
-    console.print(f"State       {stack.services.settings.home}")
-    console.print(f"Logs        {stack.log_folder}")
+    console.print(f"State       {cell(stack.services.settings.home)}")
+    console.print(f"Logs        {cell(stack.log_folder)}")

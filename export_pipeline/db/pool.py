@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from export_pipeline.errors import DatabaseUnavailable
+from export_pipeline.errors import DatabaseUnavailable, InvalidRequest
 
 _CONNECT_TIMEOUT_S = 10
 
@@ -41,6 +41,7 @@ class Database:
 
         Raises:
             DatabaseUnavailable: The server does not answer, or went away.
+            InvalidRequest: A value was no text that a database could hold.
         """
         self._pool.open()
         try:
@@ -48,6 +49,9 @@ class Database:
                 yield connection
         except PoolTimeout:
             raise _unavailable() from None
+        except UnicodeEncodeError:
+            # Bytes of a command line that are no text, for example.
+            raise InvalidRequest("What was asked holds bytes that are no text.", hint="Use UTF-8.") from None
         except psycopg.OperationalError as error:
             # Only a broken connection is 'unavailable'; an operational error with a SQLSTATE of its own is not.
             if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +64,70 @@ def test_missing_files_are_reported_in_one_document(here: Services) -> None:
     export(here, made.request_id)
     here.vault().delete_below(made.request_id)
     assert document("purge", code=1)["missing"] == [made.request_id]
+
+
+@pytest.mark.usefixtures("here")
+def test_who_acts_is_the_account_and_not_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever asked could decide about it too."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    asked = document("request", "-u", USER, "-t", "user_clicks", code=0)
+    assert asked["requested_by"] == pwd.getpwuid(os.getuid()).pw_name
+
+
+@pytest.mark.usefixtures("here")
+def test_a_status_that_there_is_not_is_a_wrong_call() -> None:
+    """And no empty list: nobody would find what they misspelt."""
+    done = run("list", "--status", "complete")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "completed" in done.stderr
+    assert document("list", "--status", "awaiting_approval", code=0) == {"requests": []}
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", b"\xff"),
+        ("list", "--user", b"\xff"),
+        ("reject", "x", "--reason", b"\xff"),
+        ("link", "--revoke", b"\xff"),
+        ("audit", "export", "--request", b"\xff"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_bytes_that_are_no_text_are_explained(words: tuple[str | bytes, ...]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: What was asked holds bytes that are no text. Use UTF-8.\n"
+
+
+def test_a_path_that_is_no_text_is_still_json() -> None:
+    done = run("verify", b"/nowhere/\xff", "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["error"] == "ConfigurationError"
+
+
+def test_nothing_that_is_shown_gives_orders_to_the_terminal(here: Services) -> None:
+    made = here.intake.request(user_id=USER, data_types=["user_clicks"], actor=ME)
+    with here.database.connect() as connection:
+        connection.execute(
+            "UPDATE export_pipeline.export_requests SET error_message = %s", ["\x1b[2J\x9b1m[red]\u202e"]
+        )
+    shown = run("status", made.request_id).stdout
+    assert not set(shown) & {"\x1b", "\x9b", "\u202e"}
+    assert r"\x1b[2J\x9b1m[red]\u202e" in shown
+
+
+def test_a_file_may_have_any_name(here: Services, tmp_path: Path) -> None:
+    made = here.intake.request(user_id=USER, data_types=["user_clicks"], actor=ME)
+    export(here, made.request_id)
+    file = tmp_path / "[bold]of a[/]person.json"
+    file.parent.mkdir()
+    done = run("download", made.request_id, "-o", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[bold]of a[/]person.json" in done.stdout.replace("\n", "")
+    assert file.exists()
 
 
 def export(services: Services, request_id: str) -> None:
