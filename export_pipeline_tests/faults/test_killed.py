@@ -28,13 +28,15 @@ def held_in_the_middle(running: Running, request_id: str) -> Iterator[None]:
 
 
 def wait_until_blocked(running: Running) -> None:
-    deadline = time.monotonic() + PATIENCE_S
     with psycopg.connect(running.stack.services.source_url, autocommit=True) as connection:
-        while not connection.execute(
-            "SELECT FROM pg_locks WHERE NOT granted AND relation = 'user_clicks'::regclass"
-        ).fetchall():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)  # PostgreSQL has no event for it
+        wait_for_row(connection, "SELECT FROM pg_locks WHERE NOT granted AND relation = 'user_clicks'::regclass")
+
+
+def wait_for_row(connection: psycopg.Connection, statement: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not connection.execute(statement).rowcount:
+        assert time.monotonic() < deadline, statement
+        time.sleep(0.05)  # PostgreSQL has no event for it
 
 
 def run_processes(running: Running) -> list[psutil.Process]:
@@ -78,6 +80,28 @@ def test_a_run_killed_at_its_last_attempt_fails_with_a_reason(running: Running) 
     assert (done.status, done.attempt) == ("failed", 3)
     assert "ended unexpectedly 3 times" in done.error_message
     assert connection.closed
+
+
+def test_a_run_that_the_daemon_called_queued_and_never_queued_is_done_again(running: Running) -> None:
+    """What a daemon leaves that is killed between the two."""
+    if running.stack.services.settings.launcher != "warm":
+        pytest.skip("only warm workers have this queue")
+    with (
+        psycopg.connect(running.stack.services.source_url) as lock,
+        psycopg.connect(running.stack.services.database_url, autocommit=True) as connection,
+    ):
+        wait_for_row(connection, "SELECT WHERE export_pipeline.workers_alive() = 2")
+        lock.execute("LOCK TABLE user_clicks IN ACCESS EXCLUSIVE MODE")
+        busy = [running.insert(user_id="user-0005", data_types=["user_clicks"]) for _ in range(2)]
+        for request_id in busy:
+            running.wait(request_id, until=("processing",))
+        request_id = running.insert(user_id="user-0005", data_types=["user_profile"])
+        wait_for_row(connection, "DELETE FROM export_pipeline.export_run_queue WHERE worker IS NULL RETURNING run_id")
+        lost = time.monotonic()
+    done = running.wait(request_id)
+    assert (done.status, done.attempt) == ("completed", 2)
+    assert time.monotonic() - lost < 100, "sooner than one that may still start"
+    assert [running.wait(one).status for one in busy] == ["completed", "completed"]
 
 
 def test_a_terminated_run_cancels_its_request(running: Running) -> None:
