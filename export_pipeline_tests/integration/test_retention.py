@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -364,7 +365,9 @@ def test_the_command(made: Installation, monkeypatch: pytest.MonkeyPatch) -> Non
     done = CliRunner().invoke(app, ["purge", "--json"])
     assert f'"removed": [\n  "{over.request_id}"' in done.stdout
     assert f'"missing": [\n  "{lost.request_id}"' in done.stdout
-    assert isinstance(done.exception, FileNotVerified)
+    assert (done.exit_code, json.loads(done.stdout)["missing"]) == (1, [lost.request_id])
+    shown = CliRunner().invoke(app, ["purge"])
+    assert isinstance(shown.exception, FileNotVerified)
 
 
 def test_a_store_in_the_cloud_is_swept_alike(made: Installation, tmp_path: Path) -> None:
