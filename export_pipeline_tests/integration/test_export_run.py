@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from export_pipeline import sample_source
-from export_pipeline.errors import InvalidRequest, RunNotEntitled
+from export_pipeline.delivery import deliver
+from export_pipeline.errors import InvalidRequest, KeyUnusable, RunNotEntitled, SealBroken, VaultError
 from export_pipeline.models import Actor, ExportRequest, RequestStatus
 from export_pipeline.render.formats import delivered
 from export_pipeline.wiring import Services
@@ -55,6 +56,31 @@ def test_a_type_without_rows_gives_a_header_and_a_zero(services: Services) -> No
         manifest = json.loads(archive.read("manifest.json"))
     assert rows == [["user_id", "element_id", "timestamp"]]
     assert manifest["parts"][0]["rows"] == 0
+
+
+def test_the_trail_names_a_download_once_the_file_is_open_and_not_before(services: Services) -> None:
+    done = export(services, user_id="user-0004", data_types=["user_clicks"])
+
+    def downloads() -> int:
+        return [entry.action for entry in services.requests.trail(done.request_id)].count("export_downloaded")
+
+    stored = services.settings.home / "storage" / done.request_id / "run-1" / "export.age"
+    key, sealed = services.settings.home / "keys" / "age.txt", stored.read_bytes()
+    stored.write_bytes(sealed[:-1])
+    with pytest.raises(SealBroken):
+        deliver(services.database, services.vault(), done.request_id, ADMIN)
+    stored.unlink()
+    with pytest.raises(VaultError, match="is gone"):
+        deliver(services.database, services.vault(), done.request_id, ADMIN)
+    stored.write_bytes(sealed)
+    key.rename(key.with_name("away"))
+    with pytest.raises(KeyUnusable):
+        deliver(services.database, services.vault(), done.request_id, ADMIN)
+    assert downloads() == 0
+    key.with_name("away").rename(key)
+    opened = deliver(services.database, services.vault(), done.request_id, ADMIN)
+    assert downloads() == 1
+    assert b"".join(opened.chunks) == fetch(services, done)
 
 
 def test_an_unknown_user_is_refused(services: Services) -> None:
