@@ -319,11 +319,16 @@ class ExportRun:
         return f"{self.request_id}/{self.run_id}"
 
     def _begin(self) -> ExportRequest:
-        """Own the request: taken at the first step of this process, and made sure of at every later one."""
+        """Own the request: taken at the first step of this process, and made sure of at every later one.
+
+        Taken only once: whoever cancels a request and puts it back means a new run, with a plan and a snapshot of then.
+        """
         self._lease.acquire()
-        first = self._request is None
-        request = self._requests.start(self.request_id, self.run_id, reopen=self._reopen and first)
-        if first and request.recipient is not None:
+        if self._request is not None:
+            self._request = self._requests.owned(self.request_id, self.run_id)
+            return self._request
+        request = self._requests.start(self.request_id, self.run_id, reopen=self._reopen)
+        if request.recipient is not None:
             self._seal_for(recipients.parse(request.recipient))
         self._request = request
         return request

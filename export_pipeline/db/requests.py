@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -583,10 +584,8 @@ class RequestStore:
             RequestNotFound: There is none with this id.
             RunNotEntitled: The request has ended, or another run owns it; or it was never approved.
         """
-        with self._database.connect() as connection:
-            owned = _get(connection, request_id)
-            if owned.status is RequestStatus.PROCESSING and owned.run_id == run_id:
-                return owned
+        with suppress(RunNotEntitled):
+            return self.owned(request_id, run_id)
         try:
             return self._move(
                 request_id,
@@ -602,10 +601,19 @@ class RequestStore:
                 reopen=reopen,
             )
         except WrongStatus as error:
-            raise RunNotEntitled(
-                f"This run may not work on the request: {error.message}",
-                hint="Nothing is wrong with the run; use `export-pipeline retry` to export again.",
-            ) from None
+            raise _not_entitled(error.message) from None
+
+    def owned(self, request_id: str, run_id: str) -> ExportRequest:
+        """Read a request that this run has started.
+
+        Raises:
+            RequestNotFound: There is none with this id.
+            RunNotEntitled: It is not this run's any more: it has ended, or went back into the queue.
+        """
+        found = self.get(request_id)
+        if found.status is not RequestStatus.PROCESSING or found.run_id != run_id:
+            raise _not_entitled(_stands(found))
+        return found
 
     def complete(
         self,
@@ -682,8 +690,7 @@ class RequestStore:
             with self._database.connect() as connection:
                 moved = _move(connection, request_id, **move)
                 if moved is None:
-                    found = _get(connection, request_id)
-                    raise WrongStatus(f"The request is {found.status.value.replace('_', ' ')}.")
+                    raise WrongStatus(_stands(_get(connection, request_id)))
                 return moved
         except UniqueViolation:
             # Only one of identical requests is open at a time, and this one was not.
@@ -730,6 +737,17 @@ def _get(connection: Connection, request_id: str) -> ExportRequest:
     if row is None:
         raise RequestNotFound("There is no export request with this id.", hint="`export-pipeline list` shows them.")
     return _request(row)
+
+
+def _stands(request: ExportRequest) -> str:
+    return f"The request is {request.status.value.replace('_', ' ')}."
+
+
+def _not_entitled(why: str) -> RunNotEntitled:
+    return RunNotEntitled(
+        f"This run may not work on the request: {why}",
+        hint="Nothing is wrong with the run; use `export-pipeline retry` to export again.",
+    )
 
 
 def _request(row: dict[str, Any]) -> ExportRequest:

@@ -88,6 +88,27 @@ def test_an_unknown_user_is_refused(services: Services) -> None:
         export(services, user_id="nobody-at-all", data_types=["user_clicks"])
 
 
+def test_a_run_does_not_take_its_request_back(services: Services) -> None:
+    """Who cancels, mends the configuration and retries must not get what the old plan collects."""
+    request = services.intake.request(actor=ADMIN, user_id="user-0004", data_types=["user_clicks"])
+    services.requests.claim(10)
+    old, new = (services.run(request.request_id, name, reopen=False) for name in ("run-1", "run-2"))
+    try:
+        plan = old.plan()
+        services.intake.cancel(request.request_id, ADMIN)
+        services.intake.retry(request.request_id, ADMIN)
+        with pytest.raises(RunNotEntitled, match="is pending"):
+            old.collect(plan, "user_clicks")
+        old.abandon()
+        old.close()
+        services.requests.claim(10)
+        assert new.plan() == plan
+        assert services.requests.get(request.request_id).run_id == "run-2"
+    finally:
+        old.close()
+        new.close()
+
+
 def test_a_second_run_is_not_entitled(services: Services) -> None:
     request = services.intake.request(actor=ADMIN, user_id="user-0004", data_types=["user_clicks"])
     services.requests.claim(10)
