@@ -8,7 +8,8 @@
     ├── WrongStatus               the request exists, but its status does not allow the action
     │   └── FileGone              it had a file, which was deleted or has expired
     ├── RateLimited               too many requests in the last 24 hours
-    │   └── TooManyCodes          the same for codes of the additional verification
+    │   ├── TooManyCodes          the same for codes of the additional verification
+    │   └── TooManyRetries        the same for one's own request that is put back again and again
     ├── NotAuthenticated          nobody knows yet who asks
     ├── IdentityProviderUnavailable   (retryable)
     ├── NotAllowed                the person may not do this
@@ -115,6 +116,19 @@ class TooManyCodes(RateLimited):
     def __init__(self, *, limit: int, retry_after_s: int) -> None:
         super().__init__(limit=limit, retry_after_s=retry_after_s)
         self.message = f"The limit of {limit} codes in an hour is reached."
+
+
+class TooManyRetries(RateLimited):
+    """A person put a request about themselves back too often in the last 24 hours.
+
+    Args:
+        limit: How often it may be.
+        retry_after_s: Seconds until it may be again.
+    """
+
+    def __init__(self, *, limit: int, retry_after_s: int) -> None:
+        super().__init__(limit=limit, retry_after_s=retry_after_s)
+        self.message = f"The limit of {limit} retries of a request in 24 hours is reached."
 
 
 class NotAuthenticated(ExportPipelineError):

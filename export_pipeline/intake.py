@@ -9,7 +9,7 @@ from export_pipeline.db.data_types import DataTypeStore
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.db.run_queue import RunQueue
-from export_pipeline.errors import InvalidRequest
+from export_pipeline.errors import InvalidRequest, WrongStatus
 from export_pipeline.models import MAX_ID_LENGTH, REQUEST_ID_PATTERN, Actor, ExportRequest, NewRequest
 from export_pipeline.plan import export_format, request_type, requested_types, require_profile
 from export_pipeline.vault import recipients
@@ -78,6 +78,7 @@ class Intake:
 
         Raises:
             InvalidRequest: Something is wrong with what was asked; nothing was written.
+            WrongStatus: The idempotency key was used for another recipient; nothing was written.
             RateLimited: The requester made too many already; nothing was written.
         """
         chosen = requested_types(request_type(kind), data_types, self._data_types.all())
@@ -97,7 +98,9 @@ class Intake:
         own = new.user_id == new.requested_by
         made = self._requests.insert(new, actor, limit=self._limits.for_oneself if own else self._limits.for_others)
         if made.recipient != new.recipient:
-            raise InvalidRequest("This idempotency key belongs to a request with another recipient.")
+            raise WrongStatus(
+                "This idempotency key belongs to a request with another recipient.", hint="Take a new one."
+            )
         return made
 
     def approve(self, request_id: str, actor: Actor, reason: str = "") -> ExportRequest:
@@ -115,10 +118,12 @@ class Intake:
     def retry(self, request_id: str, actor: Actor) -> ExportRequest:
         """Put a failed or cancelled request back into the queue, as a new attempt.
 
+        People may do so with a request about themselves as often as they may make one: each is a run.
+
         Raises:
-            RequestNotFound, WrongStatus: See `RequestStore.retry`.
+            RequestNotFound, WrongStatus, TooManyRetries: See `RequestStore.retry`.
         """
-        return self._requests.retry(request_id, actor)
+        return self._requests.retry(request_id, actor, limit=self._limits.for_oneself)
 
     def cancel(self, request_id: str, actor: Actor) -> ExportRequest:
         """End a request that has no file yet, and interrupt its run.

@@ -26,6 +26,7 @@ from export_pipeline.errors import (
     RateLimited,
     RequestNotFound,
     RunNotEntitled,
+    TooManyRetries,
     WrongStatus,
 )
 from export_pipeline.models import (
@@ -95,7 +96,14 @@ SELECT {_COLUMNS} FROM export_pipeline.export_requests
 WHERE (sameness = %(sameness)s AND %(request_id)s::text IS NULL
        AND status IN ('awaiting_approval', 'pending', 'processing'))
    OR (requested_by = %(requested_by)s AND idempotency_key = %(idempotency_key)s)
+-- What the key was used for comes first.
+ORDER BY idempotency_key IS NOT DISTINCT FROM %(idempotency_key)s DESC
 LIMIT 1
+"""
+#: A key that found an identical request stands for that one from now on.
+_KEEP_KEY = """
+UPDATE export_pipeline.export_requests SET idempotency_key = %(key)s
+WHERE request_id = %(same)s AND idempotency_key IS NULL
 """
 #: Requests about oneself and about others have limits of their own, so each is counted by itself. The next one is
 #: possible when so many have become old that fewer than the limit are left.
@@ -105,6 +113,16 @@ FROM export_pipeline.export_requests
 WHERE requested_by = %(requested_by)s AND requested_at > now() - interval '24 hours'
   AND (user_id = requested_by) = (%(user_id)s = %(requested_by)s)
 ORDER BY requested_at DESC OFFSET %(limit)s - 1 LIMIT 1
+"""
+#: A person's own retries of a request: each is a run, as each request is.
+_RETRIES = """
+FROM export_pipeline.export_audit_logs AS l
+WHERE l.request_id = %(request_id)s AND l.action = 'export_retried' AND l.actor = %(actor)s
+  AND l.timestamp > now() - interval '24 hours'
+"""
+_RETRY_LIMITING = f"""
+SELECT ceil(extract(epoch FROM l.timestamp + interval '24 hours' - now()))::int AS retry_after_s
+{_RETRIES} ORDER BY l.timestamp DESC OFFSET %(limit)s - 1 LIMIT 1
 """
 _INSERT = f"""
 INSERT INTO export_pipeline.export_requests
@@ -301,6 +319,12 @@ class RequestStore:
             row = cursor.execute(query, [request_id, run_id]).fetchone()
         return _request(row) if row else None
 
+    def used(self, idempotency_key: str, requested_by: str) -> bool:
+        """Whether a requester made a request with this key already."""
+        query = "SELECT FROM export_pipeline.export_requests WHERE requested_by = %s AND idempotency_key = %s"
+        with self._database.connect() as connection:
+            return connection.execute(query, [requested_by, idempotency_key]).fetchone() is not None
+
     def queue(self) -> QueueState:
         """Count what is on its way."""
         with (
@@ -343,6 +367,8 @@ class RequestStore:
                 # One requester's calls take turns: none of fifty at once counts before another has written.
                 cursor.execute(_TURN, {"requested_by": new.requested_by, **_origin(actor)})
                 if same := cursor.execute(_SAME, _values(new)).fetchone():
+                    if new.idempotency_key is not None:
+                        cursor.execute(_KEEP_KEY, {"key": new.idempotency_key, "same": same["request_id"]})
                     return _request(same)
                 if limit is not None:
                     _limit(cursor, new, limit)
@@ -444,23 +470,47 @@ class RequestStore:
                 raise NotAllowed("Somebody else must decide: not the requester, not the person.") from None
             raise
 
-    def retry(self, request_id: str, actor: Actor) -> ExportRequest:
+    def retry(self, request_id: str, actor: Actor, *, limit: int | None = None) -> ExportRequest:
         """Put a failed or cancelled request back into the queue; its next run is a new attempt.
 
         One that needs approval and was never decided on waits for it again.
 
+        Args:
+            request_id: The request.
+            actor: Who wants it.
+            limit: How often in 24 hours the person whose data it is may; None means no limit.
+
         Raises:
             RequestNotFound: There is none with this id.
             WrongStatus: It has not failed, or an identical request is open.
+            TooManyRetries: The limit is reached.
         """
-        return self._move(
-            request_id,
-            set=f"status = CASE WHEN {_UNDECIDED} THEN 'awaiting_approval' ELSE 'pending' END,"
-            " claimed_at = NULL, completed_at = NULL, error_message = NULL",
-            guard="status IN ('failed', 'cancelled')",
-            action=AuditAction.RETRIED,
-            actor=actor,
-        )
+        try:
+            return self._move(
+                request_id,
+                set=f"status = CASE WHEN {_UNDECIDED} THEN 'awaiting_approval' ELSE 'pending' END,"
+                " claimed_at = NULL, completed_at = NULL, error_message = NULL",
+                guard="status IN ('failed', 'cancelled') AND (user_id <> %(actor)s OR %(limit)s::int IS NULL"
+                f" OR (SELECT count(*) {_RETRIES}) < %(limit)s)",
+                action=AuditAction.RETRIED,
+                actor=actor,
+                limit=limit,
+            )
+        except WrongStatus:
+            if limit is not None:
+                self._limit_retries(request_id, actor, limit)
+            raise
+
+    def _limit_retries(self, request_id: str, actor: Actor, limit: int) -> None:
+        """Say that it was the limit, where it was."""
+        found = self.get(request_id)
+        if found.user_id != actor.id or found.status not in (RequestStatus.FAILED, RequestStatus.CANCELLED):
+            return
+        asked = {"request_id": request_id, "actor": actor.id, "limit": limit}
+        with self._database.connect() as connection:
+            last_within = connection.execute(_RETRY_LIMITING, asked).fetchone()
+        if last_within:
+            raise TooManyRetries(limit=limit, retry_after_s=max(1, last_within[0]))
 
     def cancel(self, request_id: str, actor: Actor, *, run_id: str | None = None, detail: str = "") -> ExportRequest:
         """End a request that has no file yet. With `run_id`, only when that run owns it.

@@ -12,7 +12,15 @@ import pytest
 
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
-from export_pipeline.errors import InvalidRequest, NotAllowed, RateLimited, RequestNotFound, RunNotEntitled, WrongStatus
+from export_pipeline.errors import (
+    InvalidRequest,
+    NotAllowed,
+    RateLimited,
+    RequestNotFound,
+    RunNotEntitled,
+    TooManyRetries,
+    WrongStatus,
+)
 from export_pipeline.intake import Intake, Limits
 from export_pipeline.models import Actor, ExportRequest, RequestStatus
 
@@ -204,6 +212,43 @@ def test_an_idempotency_key_makes_one_request_for_ever(ask: Callable[..., Export
     assert ask(idempotency_key="k-1").request_id == first.request_id
     assert ask(idempotency_key="k-2").request_id != first.request_id
     assert ask(idempotency_key="k-1", actor=BOB, user_id="bob").request_id != first.request_id
+
+
+def test_a_key_that_found_an_identical_request_stands_for_it(ask: Callable[..., ExportRequest], intake: Intake) -> None:
+    first = ask()
+    assert ask(idempotency_key="k-1").request_id == first.request_id
+    assert ask(idempotency_key="k-2").request_id == first.request_id  # it has one, and is identical
+    intake.cancel(first.request_id, ANN)
+    assert ask(idempotency_key="k-1").request_id == first.request_id
+
+
+def test_what_a_key_was_used_for_comes_before_what_is_identical(ask: Callable[..., ExportRequest]) -> None:
+    identical = ask(format="csv")
+    used = ask(idempotency_key="k-1")
+    # The order in which the rows lie must not decide.
+    assert ask(idempotency_key="k-1", format="csv").request_id == used.request_id
+    again = ask(idempotency_key="k-2", format="ndjson")
+    assert ask(idempotency_key="k-2", format="csv").request_id == again.request_id != identical.request_id
+
+
+def test_to_cancel_and_retry_is_no_way_past_the_limit(
+    ask: Callable[..., ExportRequest], intake: Intake, admin: psycopg.Connection
+) -> None:
+    mine = ask()
+    for _ in range(5):
+        intake.cancel(mine.request_id, ANN)
+        intake.retry(mine.request_id, ANN)
+    with pytest.raises(WrongStatus):
+        intake.retry(mine.request_id, ANN)  # it is open
+    intake.cancel(mine.request_id, ANN)
+    with pytest.raises(TooManyRetries) as limited:
+        intake.retry(mine.request_id, ANN)
+    assert limited.value.limit == 5
+    assert limited.value.retry_after_s == pytest.approx(24 * 3600, abs=60)
+    assert intake.retry(mine.request_id, OPERATOR).status is RequestStatus.PENDING
+    intake.cancel(mine.request_id, ANN)
+    admin.execute("UPDATE export_pipeline.export_audit_logs SET timestamp = timestamp - interval '25 hours'")
+    assert intake.retry(mine.request_id, ANN).status is RequestStatus.PENDING
 
 
 def test_a_gdpr_request_has_a_month_and_one_extension(

@@ -240,7 +240,7 @@ def test_requests_for_different_recipients_are_different(services: Services, per
     assert open_one.request_id != sealed.request_id
     assert ask(recipient=person.public_key).request_id == sealed.request_id
     ask(idempotency_key="once", format="csv")
-    with pytest.raises(InvalidRequest, match="another recipient"):
+    with pytest.raises(WrongStatus, match="another recipient"):
         ask(idempotency_key="once", format="csv", recipient=person.public_key)
 
 

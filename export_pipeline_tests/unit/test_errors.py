@@ -19,7 +19,7 @@ CLASSES = [
 
 
 #: Those that say a sentence of their own, made from numbers.
-LIMITS = [errors.RateLimited, errors.TooManyCodes]
+LIMITS = [errors.RateLimited, errors.TooManyCodes, errors.TooManyRetries]
 SAYING = [error for error in CLASSES if error not in LIMITS]
 
 

@@ -24,8 +24,8 @@ class Requests:
         self.written.append(request)
         return request
 
-    def retry(self, request_id: str, actor: Actor) -> tuple[str, ...]:
-        return ("retry", request_id, actor.id)
+    def retry(self, request_id: str, actor: Actor, *, limit: int | None) -> tuple[str | int | None, ...]:
+        return ("retry", request_id, actor.id, limit)
 
     def cancel(self, request_id: str, actor: Actor) -> tuple[str, ...]:
         return ("cancel", request_id, actor.id)
@@ -129,4 +129,5 @@ def test_nothing_is_written_when_anything_is_wrong(requests: Requests, asked: di
 
 
 def test_a_retry_is_decided_by_the_store(requests: Requests) -> None:
-    assert Intake(None).retry("request-1", ADMIN) == ("retry", "request-1", "admin")  # type: ignore[arg-type]
+    made = Intake(None, limits=intake.Limits(for_oneself=5, for_others=7))  # type: ignore[arg-type]
+    assert made.retry("request-1", ADMIN) == ("retry", "request-1", "admin", 5)

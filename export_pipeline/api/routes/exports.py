@@ -117,7 +117,7 @@ def cancel_export(target: Annotated[Target, Depends(export(Scope.CANCEL))]) -> E
     return Export.of(target.again())
 
 
-@router.post("/{request_id}/retry", operation_id="retry_export", responses=documented(404, 409))
+@router.post("/{request_id}/retry", operation_id="retry_export", responses=documented(404, 409, 429))
 def retry_export(target: Annotated[Target, Depends(export(Scope.RETRY))]) -> Export:
     """Put a failed or cancelled request back into the queue."""
     target.services.intake.retry(target.request_id, target.caller.actor)

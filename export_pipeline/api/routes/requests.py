@@ -46,7 +46,9 @@ def request_export(
 ) -> Requested:
     """Ask for an export. An identical request that is still open is given back instead of a second one."""
     caller.require(asked.user_id)
-    require_verified(services, caller, asked, verification_code)
+    # A call that is repeated because its answer got lost makes nothing, and its code was used up by the first one.
+    if idempotency_key is None or not services.requests.used(idempotency_key, caller.actor.id):
+        require_verified(services, caller, asked, verification_code)
     request = services.intake.request(
         user_id=asked.user_id,
         data_types=asked.data_types,

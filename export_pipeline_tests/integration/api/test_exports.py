@@ -14,6 +14,7 @@ from pyrage import x25519
 
 from export_pipeline.identity import Role
 from export_pipeline.models import SYSTEM, AuditAction
+from export_pipeline.verification import Verification
 from export_pipeline_tests.integration.api.conftest import SUBJECT, Api, problem, token
 
 _NO_JSON = [b"", b"{", b"\xff\xfe", b"[" * 3000, b'{"user_id": ' + b"9" * 5000 + b"}", b"null"]
@@ -133,6 +134,37 @@ def test_the_same_key_makes_one_request_and_no_other(api: Api) -> None:
     problem(other, 409, "wrong-status")
     bad = api("POST", "/api/exports/request", json=body(), headers={"Idempotency-Key": "a b"})
     assert problem(bad, 400, "invalid-request")["errors"][0]["pointer"] == "header/Idempotency-Key"
+
+
+def test_a_call_that_is_repeated_needs_no_new_code(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer got lost, and the code was used up by the first one."""
+    codes = ["12345678"]
+    monkeypatch.setattr(Verification, "require_verified", lambda _self, _principal, code, _actor: codes.remove(code))
+    headers = {"Idempotency-Key": "once", "Verification-Code": "12345678"}
+    sensitive = body(data_types=["user_profile"])
+    first, again = (api("POST", "/api/exports/request", json=sensitive, headers=headers) for _ in range(2))
+    assert (again.status_code, again.json()["request_id"]) == (202, first.json()["request_id"])
+    # Nothing new is made that way.
+    other = api("POST", "/api/exports/request", json=sensitive | {"format": "csv"}, headers=headers)
+    problem(other, 409, "wrong-status")
+    assert len(api.services.requests.search()) == 1
+
+
+def test_a_key_of_another_recipient_is_a_conflict_too(api: Api) -> None:
+    key, made = {"Idempotency-Key": "once"}, str(x25519.Identity.generate().to_public())
+    api("POST", "/api/exports/request", json=body(), headers=key)
+    problem(api("POST", "/api/exports/request", json=body(recipient=made), headers=key), 409, "wrong-status")
+
+
+def test_ones_own_request_is_put_back_as_often_as_one_may_ask(api: Api) -> None:
+    path = f"/api/exports/{api.ask()}"
+    for _ in range(5):
+        assert api("POST", f"{path}/cancel").status_code == api("POST", f"{path}/retry").status_code == 200
+    api("POST", f"{path}/cancel")
+    answer = api("POST", f"{path}/retry")
+    found = problem(answer, 429, "rate-limited")
+    assert (found["limit"], found["remaining"]) == (5, 0)
+    assert int(answer.headers["retry-after"]) == found["retry_after"] > 86000
 
 
 def test_one_too_many_is_told_when_to_come_back(api: Api) -> None:
