@@ -74,6 +74,7 @@ def _sign_in(services: wiring.Services) -> Finding:
     token_keys.read(wiring.token_key_file(services.settings))
     services.gatekeeper.require_provider()
     ways = ["tokens of an identity provider"] if services.settings.oidc_issuer else []
+    ways += ["sign-ins there by browser"] if services.gatekeeper.by_browser else []
     ways += ["our own tokens and links"] if services.settings.local_sign_in else []
     return Finding(
         check="sign-in",

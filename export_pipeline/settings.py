@@ -83,6 +83,15 @@ class Settings(BaseSettings):
         None, description="URL of the OpenID Connect provider whose tokens count, exactly as their `iss`."
     )
     oidc_audience: str | None = Field(None, validate_default=True, description="What `aud` of its tokens must hold.")
+    oidc_client_id: str | None = Field(
+        None,
+        description="What this installation is called at the provider: set, people sign in there by their browser, and "
+        "the provider must know the addresses `/sign-in/callback` of the API and of the Dagster UI.",
+    )
+    oidc_client_secret_file: Path | None = Field(
+        None, description="File with the secret of that client; unset where it has none: PKCE is used in any case."
+    )
+    oidc_scopes: str = Field("openid email", description="Scopes that are asked for when somebody signs in by browser.")
     oidc_user_claim: str = Field("sub", description="Claim that is the user id in the exported tables.")
     oidc_roles_claim: str = Field(
         "roles", description="Claim with a person's roles; dots lead into objects, as in `realm_access.roles`."
@@ -189,7 +198,15 @@ class Settings(BaseSettings):
     retention_days_audit: int | None = Field(None, ge=1, description="The same for audit requests.")
     retention_days_custom: int | None = Field(None, ge=1, description="The same for custom requests.")
 
-    @field_validator("home", "key_file", "signing_key_file", "pseudonym_key_file", "link_key_file", "token_key_file")
+    @field_validator(
+        "home",
+        "key_file",
+        "signing_key_file",
+        "pseudonym_key_file",
+        "link_key_file",
+        "token_key_file",
+        "oidc_client_secret_file",
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         """Independent of the working folder, which differs between Dagster's processes."""
@@ -294,6 +311,13 @@ class Settings(BaseSettings):
         if not audience and info.data.get("oidc_issuer"):
             raise ValueError("an identity provider needs it")
         return audience or None
+
+    @field_validator("oidc_client_id")
+    @classmethod
+    def _whose_client(cls, client_id: str | None, info: ValidationInfo) -> str | None:
+        if client_id and not info.data.get("oidc_issuer"):
+            raise ValueError("needs EXPORT_PIPELINE_OIDC_ISSUER")
+        return client_id or None
 
     @field_validator("oidc_roles")
     @classmethod

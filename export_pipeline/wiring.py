@@ -28,10 +28,11 @@ from export_pipeline.links import Links
 from export_pipeline.mail import Mailer
 from export_pipeline.retention import Retention
 from export_pipeline.settings import CsvFormulas, Settings
+from export_pipeline.sign_in.code_flow import Client, CodeFlow
 from export_pipeline.sign_in.gatekeeper import Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier
 from export_pipeline.sign_in.tokens import Issuer
-from export_pipeline.vault import keys, link_tokens, pseudonyms, signing, token_keys
+from export_pipeline.vault import keys, link_tokens, pseudonyms, secret_file, signing, token_keys
 from export_pipeline.vault.key_service import AwsKms
 from export_pipeline.vault.keys import EnvironmentKeys, KeyFile, KeySource
 from export_pipeline.vault.store import Vault
@@ -89,11 +90,13 @@ class Services:
     @cached_property
     def gatekeeper(self) -> Gatekeeper:
         """Who asks."""
+        issuer, provider = Issuer(token_key_file(self.settings)), identity_provider(self.settings)
         return Gatekeeper(
-            issuer=Issuer(token_key_file(self.settings)),
+            issuer=issuer,
             store=SignInStore(self.database),
-            provider=identity_provider(self.settings),
+            provider=provider,
             local=self.settings.local_sign_in,
+            flow=code_flow(self.settings, provider, issuer),
         )
 
     @property
@@ -310,6 +313,19 @@ def identity_provider(settings: Settings) -> Verifier | None:
             role_names=names or {role.value: role for role in Role},
         )
     )
+
+
+def code_flow(settings: Settings, provider: Verifier | None, issuer: Issuer) -> CodeFlow | None:
+    """What signs browsers in at the provider, where it knows us."""
+    if provider is None or settings.oidc_client_id is None:
+        return None
+    file = settings.oidc_client_secret_file
+    client = Client(
+        client_id=settings.oidc_client_id,
+        secret=lambda: secret_file.first_line(file) if file else None,
+        scopes=settings.oidc_scopes,
+    )
+    return CodeFlow(provider, issuer, client)
 
 
 def link_key_file(settings: Settings) -> Path:

@@ -73,7 +73,13 @@ class RunningProvider:
 
 @contextmanager
 def running(
-    folder: Path, *, port: int, keys: list[dict[str, Any]], clients: dict[str, dict[str, Any]]
+    folder: Path,
+    *,
+    port: int,
+    keys: list[dict[str, Any]],
+    clients: dict[str, dict[str, Any]],
+    apps: dict[str, dict[str, Any]] | None = None,
+    people: dict[str, dict[str, Any]] | None = None,
 ) -> Iterator[RunningProvider]:
     """Run the provider until the end of the block.
 
@@ -82,8 +88,10 @@ def running(
         port: On this machine.
         keys: Private JWKs that it signs with.
         clients: Client → further claims of its tokens.
+        apps: What people sign in to by browser → how it is registered.
+        people: Who can sign in → what is known of them.
     """
-    config = json.dumps({"port": port, "keys": keys, "clients": clients})
+    config = json.dumps({"port": port, "keys": keys, "clients": clients, "apps": apps or {}, "people": people or {}})
     process = subprocess.Popen(
         [_NODE, "provider.mjs", config], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

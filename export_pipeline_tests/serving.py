@@ -8,23 +8,29 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from export_pipeline import settings, wiring
 from export_pipeline.api.app import create_app
 
 
+def served(services: wiring.Services) -> AbstractContextManager[int]:
+    """Serve the API in a thread; gives the port."""
+    return served_app(create_app(services))
+
+
 @contextmanager
-def served(services: wiring.Services) -> Iterator[int]:
-    """Serve in a thread.
+def served_app(app: ASGIApp) -> Iterator[int]:
+    """Serve any application in a thread.
 
     Yields:
         The port.
     """
     listener = _listener()
-    server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -36,6 +36,9 @@ from export_pipeline.sign_in import web
 _CONNECTIONS = 10
 #: Nobody waits longer at a web address for a database that is away.
 _PATIENCE_S = 3.0
+#: Headers that pages of other origins may send, and see.
+_ASKED = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "If-Range", "Range", "Verification-Code")
+_TOLD = ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Location", "Repr-Digest", "Retry-After")
 #: Addresses that are words of the path come before those that take an id there.
 _ROUTERS = (download.router, system.router, requests.router, data_types.router, events.router, exports.router,
             files.router, links.router, decisions.router, audit.router, verification.router)  # fmt: skip
@@ -64,7 +67,7 @@ def create_app(services: wiring.Services) -> FastAPI:
     app.state.desk = FileDesk(services)
     for router in _ROUTERS:
         app.include_router(router)
-    app.router.routes.extend(web.routes(services.gatekeeper))
+    app.router.routes.extend(web.routes(services.gatekeeper, services.settings.public_url))
     docs_page.install(app)
     openapi.install(app, _ROUTERS)
     problems.install(app)
@@ -111,8 +114,8 @@ def _surround(app: FastAPI, chosen: settings.Settings) -> None:
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Verification-Code"],
-            expose_headers=["ETag", "Location", "Retry-After"],
+            allow_headers=_ASKED,
+            expose_headers=_TOLD,
         )
     app.add_middleware(SecurityHeaders, hsts=chosen.api_hsts)
     app.add_middleware(Figures, observe=app.state.metrics.observe)

@@ -65,6 +65,9 @@ def print_link(services: wiring.Services, address: str) -> None:
         # Whole, on a line of its own: a link that a terminal breaks can't be followed.
         console.print("Sign in     ", end="")
         typer.echo(services.gatekeeper.link(address, somebody()))
+    elif services.gatekeeper.by_browser:
+        console.print("Sign in     ", end="")
+        typer.echo(f"{address}/sign-in")
     elif not services.gatekeeper.open:
         console.print("Sign in     closed: set EXPORT_PIPELINE_OIDC_ISSUER, or EXPORT_PIPELINE_LOCAL_TOKENS=true")
 

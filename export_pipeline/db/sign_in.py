@@ -64,13 +64,16 @@ class SignInStore:
         user_id, roles, now = row
         return Principal(id=user_id, roles=frozenset(map(Role, roles)), auth_time=now)
 
+    def signed_in(self, actor: Actor) -> None:
+        """Write into the trail that somebody signed in at the identity provider."""
+        self._log(AuditAction.SIGNED_IN, actor, "by the identity provider")
+
     def refused(self, actor: Actor, detail: str) -> None:
         """Write into the trail that somebody was not let in."""
-        values = {
-            "action": AuditAction.SIGN_IN_REFUSED,
-            "actor": actor.id,
-            "detail": detail,
-        }
+        self._log(AuditAction.SIGN_IN_REFUSED, actor, detail)
+
+    def _log(self, action: AuditAction, actor: Actor, detail: str) -> None:
+        values = {"action": action, "actor": actor.id, "detail": detail}
         with self._database.connect() as connection:
             connection.execute(_LOG, {**values, **_where(actor)})
 

@@ -121,9 +121,16 @@ async def _refuse(
     await _answer(error, connection, gatekeeper)(connection.scope, receive, send)
 
 
+def _wanted(connection: HTTPConnection) -> str:
+    """Where a person wanted to go, as their browser says it."""
+    query = connection.scope["query_string"].decode("latin-1")
+    path = connection.scope.get("raw_path", b"/").partition(b"?")[0].decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
 def _answer(error: ExportPipelineError, connection: HTTPConnection, gatekeeper: Gatekeeper) -> Response:
     if "text/html" in connection.headers.get("accept", "") and isinstance(error, NotAuthenticated):
-        return web.closed(gatekeeper)
+        return web.closed(gatekeeper, _wanted(connection))
     status = 401 if isinstance(error, NotAuthenticated) else 403 if isinstance(error, NotAllowed) else 503
     headers = {"WWW-Authenticate": error.challenge} if isinstance(error, NotAuthenticated) else None
     return JSONResponse({"detail": error.message}, status, headers)

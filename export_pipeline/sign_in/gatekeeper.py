@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
@@ -20,7 +20,8 @@ from export_pipeline.db.sign_in import SignInStore
 from export_pipeline.errors import ConfigurationError, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal
 from export_pipeline.models import Actor
-from export_pipeline.sign_in.oidc import Verifier
+from export_pipeline.sign_in.code_flow import Begun, CodeFlow, Finished
+from export_pipeline.sign_in.oidc import Verifier, secure
 from export_pipeline.sign_in.recent import Recent
 from export_pipeline.sign_in.refusals import Refusals
 from export_pipeline.sign_in.tokens import ISSUER, LIFETIME, Audience, Issuer
@@ -68,6 +69,7 @@ class Gatekeeper:
         store: Codes of sign-in links, and the trail.
         provider: Checks the tokens of an identity provider, where there is one.
         local: Whether our own bearer tokens and sign-in links count.
+        flow: Signs browsers in at the identity provider, where that is set up.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Gatekeeper:
         store: SignInStore,
         provider: Verifier | None = None,
         local: bool = False,
+        flow: CodeFlow | None = None,
     ) -> None:
         self._issuer = issuer
         self._store = store
         self._provider = provider
         self._local = local
+        self._flow = flow
         self._refusals = Refusals(store)
         self._recent = Recent(self._keys)
 
@@ -89,6 +93,16 @@ class Gatekeeper:
     def open(self) -> bool:
         """Whether anybody can sign in at all."""
         return self._local or self._provider is not None
+
+    @property
+    def local(self) -> bool:
+        """Whether sign-in links count."""
+        return self._local
+
+    @property
+    def by_browser(self) -> bool:
+        """Whether browsers can sign in at the identity provider."""
+        return self._flow is not None
 
     def require_provider(self) -> None:
         """Make sure that the identity provider, where there is one, can be used now.
@@ -98,6 +112,8 @@ class Gatekeeper:
         """
         if self._provider is not None:
             self._provider.require()
+        if self._flow is not None:
+            self._flow.require()
 
     def recall(self, asking: Asking) -> Principal | None:
         """Tell who asks, if what they show was checked a moment ago; else None. Quick: an event loop may call it."""
@@ -164,6 +180,41 @@ class Gatekeeper:
                 reason="sign_in_code",
             )
         return principal
+
+    def begin(self, *, redirect_uri: str, to: str, again: bool = False) -> Begun:
+        """Begin a sign-in at the identity provider; see `CodeFlow.begin`. May ask the provider.
+
+        Raises:
+            NotAuthenticated: Nobody can sign in this way here.
+            IdentityProviderUnavailable: It does not answer.
+        """
+        return self._required_flow().begin(redirect_uri=redirect_uri, to=to, again=again)
+
+    def finish(self, note: str | None, answer: Mapping[str, str], asking: Asking) -> Finished:
+        """End a sign-in at the identity provider; see `CodeFlow.finish`. Asks it, and writes to the trail.
+
+        Raises:
+            NotAuthenticated: It does not count; that stands in the trail.
+            IdentityProviderUnavailable: It cannot be told now.
+        """
+        try:
+            finished = self._required_flow().finish(note, answer)
+        except NotAuthenticated as refused:
+            if refused.reason:
+                self._refusals.record(asking.actor, refused.reason)
+            raise
+        self._store.signed_in(replace(asking.actor, id=finished.principal.id))
+        return finished
+
+    def provider_sign_out(self) -> str | None:
+        """Where people end what the identity provider remembers of them, as far as that is known."""
+        address = self._provider.described("end_session_endpoint") if self._provider and self._flow else None
+        return address if isinstance(address, str) and secure(address) else None
+
+    def _required_flow(self) -> CodeFlow:
+        if self._flow is None:
+            raise NotAuthenticated("Nobody can sign in at an identity provider here.", hint=_HINT)
+        return self._flow
 
     def _require_local(self) -> None:
         if not self._local:
@@ -238,6 +289,11 @@ def _cookie(header: str) -> str | None:
     except CookieError:
         return None
     return morsel.value if morsel and morsel.value else None
+
+
+def foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of another server sends this."""
+    return "origin" in headers and not _from_our_page(headers)
 
 
 def _from_our_page(headers: Mapping[str, str]) -> bool:

@@ -7,6 +7,7 @@ person's (503, never 401); keys that we have go on counting for a day.
 
 from __future__ import annotations
 
+import hmac
 import json
 import threading
 import time
@@ -38,8 +39,8 @@ _FRESH_S = timedelta(hours=1).total_seconds()
 _USABLE_S = timedelta(days=1).total_seconds()
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_AFTER_FAILURE_S = 5.0
-_TIMEOUT_S = 5.0
-_MAX_ANSWER = 1_000_000  # bytes
+TIMEOUT_S = 5.0
+MAX_ANSWER = 1_000_000  # bytes
 _REQUIRED = ["exp", "iat", "iss", "aud"]
 
 
@@ -64,7 +65,10 @@ class Provider:
 
 @dataclass(frozen=True, kw_only=True)
 class _Keys:
+    """What the provider publishes: its keys, and its description of itself."""
+
     by_id: Mapping[str | None, Mapping[str, Any]]
+    about: Mapping[str, Any]
     fetched_at: float
 
 
@@ -80,7 +84,7 @@ class Verifier:
         self.provider = provider
         self._clock = clock
         self._lock = threading.Lock()
-        self._keys = _Keys(by_id={}, fetched_at=float("-inf"))
+        self._keys = _Keys(by_id={}, about={}, fetched_at=float("-inf"))
         self._failed_at = float("-inf")
 
     @property
@@ -95,7 +99,48 @@ class Verifier:
             NotAuthenticated: It does not count; says why.
             IdentityProviderUnavailable: The provider's keys are needed and cannot be had.
         """
-        claims = Claims(self._decode(token))
+        return self._principal(Claims(self._decode(token, self.provider.audience)))
+
+    def verify_id_token(self, token: str, *, client_id: str, nonce: str) -> Principal:
+        """Check the token that says to one of the provider's clients who signed in.
+
+        Args:
+            token: Of the provider.
+            client_id: Which client we are.
+            nonce: What was sent along when the sign-in began: it is the answer to that one.
+
+        Raises:
+            NotAuthenticated: It does not count; says why.
+            IdentityProviderUnavailable: The provider's keys are needed and cannot be had.
+        """
+        claims = Claims(self._decode(token, client_id))
+        if (claims.text("azp") or client_id) != client_id:
+            raise NotAuthenticated("The token is for somebody else.", reason="wrong_audience")
+        if not hmac.compare_digest((claims.text("nonce") or "").encode(), nonce.encode()):
+            raise NotAuthenticated("The token answers another sign-in.", reason="wrong_nonce")
+        return self._principal(claims)
+
+    def endpoint(self, name: str) -> str:
+        """Address of the provider for a purpose, as it describes itself.
+
+        Args:
+            name: As in its description: `authorization_endpoint`, `token_endpoint`.
+
+        Raises:
+            IdentityProviderUnavailable: It cannot be had, or is none that can be trusted.
+        """
+        if self._clock() - self._keys.fetched_at > _FRESH_S:
+            self.require()
+        address = self._keys.about.get(name)
+        if not isinstance(address, str) or not secure(address):
+            raise unavailable(f"it describes no {name} with https://")
+        return address
+
+    def described(self, name: str) -> Any:
+        """What the provider says of itself, as far as it was asked; None else."""
+        return self._keys.about.get(name)
+
+    def _principal(self, claims: Claims) -> Principal:
         named = claims.texts(self.provider.roles_claim)
         roles = {self.provider.role_names[name] for name in named if name in self.provider.role_names}
         return Principal(
@@ -116,7 +161,7 @@ class Verifier:
         with self._lock:
             self._refresh(None)
 
-    def _decode(self, token: str) -> dict[str, Any]:
+    def _decode(self, token: str, audience: str) -> dict[str, Any]:
         try:
             header = jwt.get_unverified_header(token)
             algorithm = header.get("alg")
@@ -127,7 +172,7 @@ class Verifier:
                 token,
                 key,
                 algorithms=[algorithm],
-                audience=self.provider.audience,
+                audience=audience,
                 issuer=self.provider.issuer,
                 leeway=LEEWAY_S,
                 options={"require": _REQUIRED},
@@ -167,8 +212,8 @@ class Verifier:
             return
         try:
             if now - self._failed_at < _ASK_AGAIN_AFTER_FAILURE_S:
-                raise _unavailable("it did not answer a moment ago")
-            self._keys = _Keys(by_id=_published(self.provider.issuer), fetched_at=now)
+                raise unavailable("it did not answer a moment ago")
+            self._keys = _published(self.provider.issuer, now)
         except IdentityProviderUnavailable:
             self._failed_at = max(self._failed_at, now)
             if not self._known(key_id) or age > _USABLE_S:
@@ -182,15 +227,15 @@ def secure(url: str) -> bool:
     return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and local))
 
 
-def _published(issuer: str) -> dict[str | None, Mapping[str, Any]]:
+def _published(issuer: str, now: float) -> _Keys:
     about = _fetch(issuer.rstrip("/") + "/.well-known/openid-configuration")
     if about.get("issuer") != issuer:
-        raise _unavailable("it calls itself by another name than EXPORT_PIPELINE_OIDC_ISSUER")
+        raise unavailable("it calls itself by another name than EXPORT_PIPELINE_OIDC_ISSUER")
     listed = _fetch(str(about.get("jwks_uri"))).get("keys")
     usable = [key for key in listed if _signs(key)] if isinstance(listed, list) else []
     if not usable:
-        raise _unavailable("it publishes no key that could sign")
-    return {key.get("kid"): key for key in usable}
+        raise unavailable("it publishes no key that could sign")
+    return _Keys(by_id={key.get("kid"): key for key in usable}, about=about, fetched_at=now)
 
 
 def _signs(key: Any) -> bool:
@@ -204,21 +249,22 @@ def _signs(key: Any) -> bool:
 
 def _fetch(url: str) -> dict[str, Any]:
     if not secure(url):
-        raise _unavailable("it names an address that is not https://")
+        raise unavailable("it names an address that is not https://")
     try:
         request = Request(url, headers={"Accept": "application/json"})  # noqa: S310 - `secure` looked at it
-        with urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+        with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
             if not secure(response.url):
-                raise _unavailable("it leads to an address that is not https://")
-            answer = json.loads(response.read(_MAX_ANSWER))
+                raise unavailable("it leads to an address that is not https://")
+            answer = json.loads(response.read(MAX_ANSWER))
     except (URLError, OSError, ValueError) as error:
-        raise _unavailable(f"it does not answer as it should ({type(error).__name__})") from None
+        raise unavailable(f"it does not answer as it should ({type(error).__name__})") from None
     if not isinstance(answer, dict):
-        raise _unavailable("it does not answer as it should")
+        raise unavailable("it does not answer as it should")
     return answer
 
 
-def _unavailable(why: str) -> IdentityProviderUnavailable:
+def unavailable(why: str) -> IdentityProviderUnavailable:
+    """Say what is wrong with the provider."""
     return IdentityProviderUnavailable(
         f"The identity provider cannot be used now: {why}.",
         hint="Check EXPORT_PIPELINE_OIDC_ISSUER, and try again.",

@@ -1,13 +1,14 @@
 """Our own tokens: JWT signed by Ed25519. The first line of the key file signs, every line verifies.
 
 There is no shared secret and no second algorithm: a token says which key signed it, never how to check it. One key
-signs two kinds that cannot stand in for each other, because they name different audiences: bearer tokens and the
-sessions of browsers.
+signs three kinds that cannot stand in for each other, because they name different audiences: bearer tokens, the
+sessions of browsers, and notes to ourselves that a browser keeps while somebody signs in elsewhere.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -25,7 +26,8 @@ ISSUER = "export-pipeline"
 LEEWAY_S = 30
 LIFETIME = timedelta(hours=12)
 _ALGORITHM = "EdDSA"
-_REQUIRED = ["exp", "iat", "iss", "aud", "sub", "jti"]
+_REQUIRED = ("exp", "iat", "iss", "aud", "sub", "jti")
+_REQUIRED_OF_A_NOTE = ("exp", "iat", "iss", "aud", "note")
 
 
 class Audience(StrEnum):
@@ -33,6 +35,7 @@ class Audience(StrEnum):
 
     BEARER = "export-pipeline"
     SESSION = "export-pipeline-session"
+    NOTE = "export-pipeline-note"
 
 
 class Issuer:
@@ -106,7 +109,32 @@ class Issuer:
             token_id=claims.text("jti"),
         )
 
-    def _decode(self, token: str, audience: Audience) -> dict[str, Any]:
+    def note(self, values: Mapping[str, str], *, lifetime: timedelta) -> str:
+        """Write something down for ourselves, to be kept by somebody else: they can read it, and not change it.
+
+        Args:
+            values: What to remember.
+            lifetime: For how long.
+
+        Raises:
+            KeyUnusable: As for `issue`.
+        """
+        now = datetime.now(UTC)
+        claims = {"iss": ISSUER, "aud": Audience.NOTE.value, "iat": now, "exp": now + lifetime, "note": dict(values)}
+        key = token_keys.read(self._file)[0]
+        return jwt.encode(claims, key.private, algorithm=_ALGORITHM, headers={"kid": key.key_id})
+
+    def read_note(self, token: str) -> Mapping[str, str]:
+        """Read what was written down; `iat` is added, seconds since 1970.
+
+        Raises:
+            NotAuthenticated: We did not write it, or too long ago.
+            KeyUnusable: As for `issue`.
+        """
+        claims = self._decode(token, Audience.NOTE, _REQUIRED_OF_A_NOTE)
+        return {**claims["note"], "iat": str(claims["iat"])}
+
+    def _decode(self, token: str, audience: Audience, required: Sequence[str] = _REQUIRED) -> dict[str, Any]:
         try:
             named = jwt.get_unverified_header(token).get("kid")
             known = [key for key in token_keys.read(self._file) if key.key_id == named]
@@ -122,7 +150,7 @@ class Issuer:
                 audience=audience.value,
                 issuer=ISSUER,
                 leeway=LEEWAY_S,
-                options={"require": _REQUIRED},
+                options={"require": list(required)},
             )
         except jwt.PyJWTError as error:
             raise refused(error) from None

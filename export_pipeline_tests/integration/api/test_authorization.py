@@ -62,7 +62,7 @@ extend_export               extend                 request
 get_audit_trail             read_audit             request
 """
 #: What answers outside the document, to anybody.
-PAGES = {"/api/openapi.json", "/sign-in", "/sign-out"}
+PAGES = {"/api/openapi.json", "/sign-in", "/sign-in/callback", "/sign-out"}
 DOCS = "/api/docs"
 
 #: Person: roles. Ids are those of people in the source, so that everybody has something of their own.
