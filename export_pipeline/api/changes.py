@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -25,6 +25,7 @@ class Changes:
     def __init__(self, database: Database) -> None:
         self._url = database.url
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._by: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -32,20 +33,30 @@ class Changes:
         """How many wait now."""
         return sum(map(len, self._waiting.values()))
 
+    def waiting_for(self, person: str) -> int:
+        """How many of them wait for one person."""
+        return self._by[person]
+
     @contextlib.asynccontextmanager
-    async def of(self, request_id: str) -> AsyncIterator[asyncio.Event]:
+    async def of(self, request_id: str, *, person: str) -> AsyncIterator[asyncio.Event]:
         """Give an event that is set whenever the request may have changed; the one who waits clears it.
 
         It may be set without a change: after the connection was lost, nobody knows what was missed.
+
+        Args:
+            request_id: The request.
+            person: Who waits.
         """
         event = asyncio.Event()
         self._waiting[request_id].add(event)
+        self._by[person] += 1
         if self._task is None:
             self._task = asyncio.create_task(self._listen())
         try:
             yield event
         finally:
             self._leave(request_id, event)
+            self._by -= Counter([person])  # keeps nobody at zero
 
     def _leave(self, request_id: str, event: asyncio.Event) -> None:
         self._waiting[request_id].discard(event)

@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from export_pipeline.api import problems
 from export_pipeline.api.changes import Changes
 from export_pipeline.api.dependencies import Target, export
 from export_pipeline.api.openapi import Responses, documented
@@ -24,7 +25,13 @@ router = APIRouter(prefix="/api/exports", tags=["exports"])
 HEARTBEAT_S = 15.0
 #: Then the client comes back, and its token is looked at again.
 _LONGEST_S = 300.0
-_MOST_LISTENERS = 1000
+MOST = 1000
+#: So that nobody keeps everybody else out.
+MOST_OF_ONE = 50
+_RETRY_AFTER_S = 30
+_FULL = problems.Kind(
+    status=503, name="busy", title="Too many listeners", detail="Too many listen at this moment. Ask for the status."
+)
 _MOVING = frozenset({RequestStatus.AWAITING_APPROVAL, RequestStatus.PENDING, RequestStatus.PROCESSING})
 _STREAM: Responses = {
     200: {
@@ -43,11 +50,11 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     response_class=StreamingResponse,
     responses={**documented(404), **_STREAM},
 )
-async def follow_export(request: Request, target: Annotated[Target, Depends(export(Scope.READ))]) -> StreamingResponse:
+async def follow_export(request: Request, target: Annotated[Target, Depends(export(Scope.READ))]) -> Response:
     """Follow the status of a request until it has ended."""
     changes: Changes = request.app.state.changes
-    if changes.waiting >= _MOST_LISTENERS:
-        raise DatabaseUnavailable("Too many listeners.")
+    if changes.waiting >= MOST or changes.waiting_for(target.caller.principal.id) >= MOST_OF_ONE:
+        return problems.response(_FULL, headers={"Retry-After": str(_RETRY_AFTER_S)})
     return StreamingResponse(_events(changes, target), media_type="text/event-stream", headers=_HEADERS)
 
 
@@ -55,7 +62,7 @@ async def _events(changes: Changes, target: Target) -> AsyncIterator[str]:
     ends = time.monotonic() + _LONGEST_S
     shown = ""
     yield "retry: 2000\n\n"
-    async with changes.of(target.request_id) as changed:
+    async with changes.of(target.request_id, person=target.caller.principal.id) as changed:
         while True:
             changed.clear()
             try:

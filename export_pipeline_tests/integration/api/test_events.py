@@ -42,9 +42,9 @@ def address(api: Api) -> Iterator[str]:
 class Stream:
     """Reads events, one after the other."""
 
-    def __init__(self, api: Api, address: str, request_id: str) -> None:
+    def __init__(self, api: Api, address: str, request_id: str, *, by: str = "subject") -> None:
         url = f"{address}/api/exports/status/{request_id}/events"
-        self.response = urlopen(Request(url, headers={"Authorization": f"Bearer {api.tokens['subject']}"}), timeout=30)
+        self.response = urlopen(Request(url, headers={"Authorization": f"Bearer {api.tokens[by]}"}), timeout=30)
 
     def lines(self) -> Iterator[str]:
         for line in self.response:
@@ -106,10 +106,27 @@ def test_nobody_follows_what_is_not_theirs(api: Api, address: str) -> None:
     refused.value.close()
 
 
+def test_nobody_takes_every_place(api: Api, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MOST_OF_ONE", 2)
+    request_id = api.ask()
+    mine = [Stream(api, address, request_id) for _ in range(2)]
+    assert [stream.next_status() for stream in mine] == ["pending"] * 2
+    with pytest.raises(HTTPError) as refused:
+        Stream(api, address, request_id)
+    assert (refused.value.code, refused.value.headers["retry-after"]) == (503, "30")
+    assert json.load(refused.value)["type"] == "urn:export-pipeline:problem:busy"
+    refused.value.close()
+    others = Stream(api, address, request_id, by="operator")
+    assert others.next_status() == "pending"
+    api.services.requests.cancel(request_id, SYSTEM)
+    for stream in (*mine, others, Stream(api, address, request_id)):
+        assert (stream.next_status(), stream.next_status()) == ("cancelled", None)
+
+
 def test_a_lost_connection_is_made_again_and_nothing_is_missed(migrated_url: str) -> None:
     async def follow() -> None:
         changes = Changes(Database(migrated_url))
-        async with changes.of("any") as changed:
+        async with changes.of("any", person="anna") as changed:
             await asyncio.wait_for(changed.wait(), 10)  # it listens now
             changed.clear()
             with psycopg.connect(migrated_url, autocommit=True) as connection:
@@ -123,6 +140,7 @@ def test_a_lost_connection_is_made_again_and_nothing_is_missed(migrated_url: str
             with psycopg.connect(migrated_url, autocommit=True) as connection:
                 connection.execute("SELECT pg_notify('export_requests', 'other'), pg_notify('export_requests', 'any')")
             await asyncio.wait_for(changed.wait(), 10)
-        assert changes.waiting == 0
+            assert changes.waiting_for("anna") == 1
+        assert changes.waiting == changes.waiting_for("anna") == 0
 
     asyncio.run(follow())
