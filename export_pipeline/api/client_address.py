@@ -52,7 +52,8 @@ def _within(address: _Address, networks: Networks) -> bool:
 
 def _parse(text: str) -> _Address | None:
     try:
-        address = ip_address(text)
+        # The zone of a link-local address is a word of any length, and means something on one machine only.
+        address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
     # A socket that listens for both kinds gives IPv4 callers in this form.

@@ -66,16 +66,23 @@ def metrics(request: Request) -> Response:
 
 
 def readiness(services: Services) -> Callable[[], Ready]:
-    """Make the check, which keeps its answer for a moment."""
+    """Make the check, which keeps its answer for a moment.
+
+    While somebody looks, all others get the answer of before: a store that hangs must not hold up a thread for each of
+    the strangers that ask.
+    """
     lock = threading.Lock()
     kept, until = Ready(status="not ready", checks={}), 0.0
 
     def check() -> Ready:
         nonlocal kept, until
-        with lock:
-            if time.monotonic() >= until:
-                kept, until = _look(services), time.monotonic() + _FRESH_S
+        if time.monotonic() < until or not lock.acquire(blocking=not kept.checks):
             return kept
+        try:
+            kept, until = _look(services), time.monotonic() + _FRESH_S
+        finally:
+            lock.release()
+        return kept
 
     return check
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from export_pipeline import wiring
 from export_pipeline.api import app as application_module
 from export_pipeline.api.app import create_app
 from export_pipeline.api.authentication import authenticate
+from export_pipeline.api.routes import system
+from export_pipeline.api.schemas import Ready
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.errors import DatabaseUnavailable
@@ -101,6 +105,7 @@ def test_cors_and_hsts_when_asked_for(services: wiring.Services) -> None:
         ("10.0.0.0/8", "not an address", "10.1.2.3"),
         ("192.0.2.0/24", "198.51.100.7", "10.1.2.3"),
         ("10.0.0.0/8", "", "10.1.2.3"),
+        ("10.0.0.0/8", "fe80::7%" + "x" * 100, "fe80::7"),
         ("10.0.0.0/8,2001:db8::/32", "198.51.100.7, 2001:db8::1", "198.51.100.7"),
     ],
 )
@@ -193,3 +198,23 @@ def test_the_application_makes_and_closes_its_own_parts(settings: Settings, monk
         assert RequestStore(database).search() == []
     with pytest.raises(Exception, match=r".+"), database.connect():
         pass
+
+
+def test_nobody_waits_for_a_look_that_hangs(services: wiring.Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "_FRESH_S", 0.0)
+    check, looks, go_on = system.readiness(services), threading.Event(), threading.Event()
+    before = check()
+    assert before.status == "ready"
+
+    def hang(_services: wiring.Services) -> Ready:
+        looks.set()
+        go_on.wait(60)
+        return Ready(status="not ready", checks={"store": False})
+
+    monkeypatch.setattr(system, "_look", hang)
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(check)
+        assert looks.wait(60)
+        assert check() is before
+        go_on.set()
+        assert looking.result(60).status == "not ready"
