@@ -144,9 +144,15 @@ def _settle(instance: dg.DagsterInstance, stalled: StalledRequest) -> str:
     except WrongStatus:
         return ""  # it moved on while we looked
     if moved.status is RequestStatus.FAILED:
-        with suppress(VaultError):  # sealed, and found by whoever looks after the store
-            services().clear(stalled.request_id)
+        _clear(stalled.request_id)
     return f"{moved.status.value}, because {reason}"
+
+
+def _clear(request_id: str) -> None:
+    """Remove what the dead runs left, unless a person has put the request back and a run works on it already."""
+    with suppress(VaultError), services().files.hold(request_id) as held:  # sealed, and the purge finds it too
+        if held is not None and held.state is not None and not held.state.is_open:
+            services().clear(request_id)
 
 
 def _lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

@@ -12,11 +12,13 @@ import pytest
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from export_pipeline import dagster_home
+from export_pipeline.db.lease import RequestLease
+from export_pipeline.db.requests import StalledRequest
 from export_pipeline.db.run_queue import RunQueue, Seat
 from export_pipeline.defs import absence, process, sensors, warm, worker
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG
 from export_pipeline.defs.worker import Worker
-from export_pipeline.models import Actor, ExportRequest
+from export_pipeline.models import Actor, ExportRequest, RequestStatus
 from export_pipeline.settings import Settings
 from export_pipeline.wiring import Services
 
@@ -83,6 +85,33 @@ def seat(services: Services) -> Iterator[Seat]:
     taken = Seat(services.database, lambda _run: None)
     yield taken
     taken.leave()
+
+
+def test_what_was_left_is_not_cleared_from_under_a_run_that_a_person_asked_for_meanwhile(
+    instance: dg.DagsterInstance,
+    services: Services,
+    asked: ExportRequest,
+    wait_until: Callable[[Callable[[], bool]], None],
+) -> None:
+    services.requests.start(asked.request_id, run_id := str(uuid.uuid4()), reopen=False)
+    left = services.vault().store(f"{asked.request_id}/run/export.age", [b"new"])
+    attempts = services.settings.max_attempts
+    execute(services, "UPDATE export_pipeline.export_requests SET attempt = %s", attempts)
+    seen = StalledRequest(request_id=asked.request_id, status=RequestStatus.PROCESSING, attempt=attempts, run_id=run_id)
+    lease = RequestLease(services.database, asked.request_id)
+    lease.acquire()  # a new run works on it since it was put back
+    assert sensors._settle(instance, seen).startswith("failed")
+    assert services.vault().keys() == [left.key]
+    lease.release()
+
+    def free() -> bool:
+        with services.files.hold(asked.request_id) as held:
+            return held is not None
+
+    wait_until(free)
+    execute(services, "UPDATE export_pipeline.export_requests SET status = 'processing'")
+    assert sensors._settle(instance, seen).startswith("failed")
+    assert services.vault().keys() == []
 
 
 def execute(services: Services, statement: str, *values: object) -> None:
