@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -14,6 +15,8 @@ _AGE = re.compile(r"age1[ac-hj-np-z02-9]{58}")
 _SSH = re.compile(r"(ssh-(?:ed25519|rsa) [A-Za-z0-9+/]+={0,3})(?:[ \t][^\r\n]*)?")
 #: An RSA key of 16384 bits has fewer characters.
 _MAX_LENGTH = 4096
+#: Bytes before the point of an Ed25519 key: the name of its kind, and two lengths.
+_SSH_HEAD = 4 + len("ssh-ed25519") + 4
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 
 
@@ -53,14 +56,16 @@ def parse(key: str) -> Recipient:
 
 def _checked(key: str) -> Recipient:
     try:
-        if key.startswith("ssh-"):
-            return ssh.Recipient.from_str(key)
-        recipient = x25519.Recipient.from_str(key)
+        recipient = ssh.Recipient.from_str(key) if key.startswith("ssh-") else x25519.Recipient.from_str(key)
     except RecipientError:
         raise _refused("its checksum, length or kind is wrong") from None
+    if key.startswith("ssh-rsa"):
+        return recipient
     try:
-        # Points of small order give everybody the same secret; the age library ends the whole process at them.
-        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(_point(key)))
+        # Points of small order give everybody the same secret. The age library ends the whole process at those of age
+        # keys, and seals for those of SSH keys what anybody can open.
+        point = _ssh_point(key) if key.startswith("ssh-") else _point(key)
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(point))
     except ValueError:
         raise _refused("nothing can be kept secret with it") from None
     return recipient
@@ -70,6 +75,20 @@ def _point(key: str) -> bytes:
     """The 32 bytes inside ``age1…``, whose checksum has been verified."""
     bits = "".join(f"{_BECH32.index(letter):05b}" for letter in key.removeprefix("age1")[:-6])
     return bytes(int(bits[at : at + 8], 2) for at in range(0, 256, 8))
+
+
+def _ssh_point(key: str) -> bytes:
+    """The point of an Ed25519 key as X25519 takes it, which is how age uses such a key (RFC 7748, section 4.1).
+
+    Raises:
+        ValueError: Something else stands in the key, or its point has no such form.
+    """
+    point = base64.b64decode(key.split()[1])[_SSH_HEAD:]
+    if len(point) != 32:
+        raise ValueError("not one point")
+    prime = 2**255 - 19
+    y = int.from_bytes(point, "little") % 2**255
+    return ((1 + y) * pow(1 - y, -1, prime) % prime).to_bytes(32, "little")
 
 
 def _refused(why: str) -> InvalidRequest:

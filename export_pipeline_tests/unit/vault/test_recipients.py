@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,25 @@ AGE = str(x25519.Identity.generate().to_public())
 WEAK = [
     "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z",
     "age1qyqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqj7vrya",
+]
+
+
+def ssh_line(point: bytes) -> str:
+    """An Ed25519 key whose point is this."""
+    fields = (b"ssh-ed25519", point[:32])
+    blob = b"".join(len(field).to_bytes(4, "big") + field for field in fields) + point[32:]
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"
+
+
+#: The same on the curve of SSH keys: the library takes them, and what it seals for them opens for anybody.
+WEAK_SSH = [
+    ssh_line((1).to_bytes(32, "little")),
+    ssh_line((2**255 - 20).to_bytes(32, "little")),
+    ssh_line(bytes(32)),
+    ssh_line(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")),
+    ssh_line(bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")),
+    # Something behind the point.
+    ssh_line(bytes(32) + ed25519.Ed25519PrivateKey.generate().public_key().public_bytes_raw()),
 ]
 
 
@@ -67,6 +87,7 @@ def test_age_keys_are_taken() -> None:
         "age1yubikey1qwt50d05nh5vutpdzmlg5wn80xq5negm4uj9ghv0snvdd3yysf5yw3rhl3t",
         "x" * 100_000,
         *WEAK,
+        *WEAK_SSH,
     ],
 )
 def test_what_is_no_public_key_is_refused_and_not_repeated(text: str) -> None:
