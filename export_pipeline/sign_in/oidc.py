@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from http.client import HTTPException
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -188,9 +189,9 @@ class Verifier:
         return key
 
     def _look_up(self, key_id: str | None) -> Mapping[str, Any]:
-        if not self._known(key_id) or self._clock() - self._keys.fetched_at > _FRESH_S:
-            with self._lock:
-                self._refresh(key_id)
+        age = self._clock() - self._keys.fetched_at
+        if not self._known(key_id) or age > _FRESH_S:
+            self._renew(key_id, wait=not self._known(key_id) or age > _USABLE_S)
         found = self._keys.by_id.get(key_id)
         if found is None and key_id is None and len(self._keys.by_id) == 1:
             [found] = self._keys.by_id.values()
@@ -204,20 +205,38 @@ class Verifier:
     def _known(self, key_id: str | None) -> bool:
         return key_id in self._keys.by_id or (key_id is None and bool(self._keys.by_id))
 
+    def _renew(self, key_id: str | None, *, wait: bool) -> None:
+        """Refresh; with a key that does meanwhile, nobody waits for whoever is asking the provider already."""
+        if self._lock.acquire(blocking=wait):
+            try:
+                self._refresh(key_id)
+            finally:
+                self._lock.release()
+
     def _refresh(self, key_id: str | None) -> None:
         """Fetch the keys again unless that was done a moment ago; the caller holds the lock."""
         now = self._clock()
         age = now - self._keys.fetched_at
         if age < _ASK_AGAIN_S:
             return
+        usable = self._known(key_id) and age <= _USABLE_S
         try:
-            if now - self._failed_at < _ASK_AGAIN_AFTER_FAILURE_S:
+            if now - self._failed_at >= _ASK_AGAIN_AFTER_FAILURE_S:
+                self._ask()
+            elif not usable:
                 raise unavailable("it did not answer a moment ago")
-            self._keys = _published(self.provider.issuer, now)
         except IdentityProviderUnavailable:
-            self._failed_at = max(self._failed_at, now)
-            if not self._known(key_id) or age > _USABLE_S:
+            if not usable:
                 raise
+
+    def _ask(self) -> None:
+        asked_at = self._clock()
+        try:
+            self._keys = _published(self.provider.issuer, asked_at)
+        except IdentityProviderUnavailable:
+            # When it did not answer, not when it was asked: who waited meanwhile must not each wait as long again.
+            self._failed_at = self._clock()
+            raise
 
 
 def secure(url: str) -> bool:
@@ -256,7 +275,7 @@ def _fetch(url: str) -> dict[str, Any]:
             if not secure(response.url):
                 raise unavailable("it leads to an address that is not https://")
             answer = json.loads(response.read(MAX_ANSWER))
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, OSError, ValueError, HTTPException, RecursionError) as error:
         raise unavailable(f"it does not answer as it should ({type(error).__name__})") from None
     if not isinstance(answer, dict):
         raise unavailable("it does not answer as it should")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 
 from export_pipeline.errors import IdentityProviderUnavailable, NotAuthenticated
 from export_pipeline.identity import Role
+from export_pipeline.sign_in import oidc
 from export_pipeline.sign_in.gatekeeper import Asking, Gatekeeper
 from export_pipeline.sign_in.oidc import Provider, Verifier, secure
 from export_pipeline.sign_in.tokens import Issuer
@@ -320,6 +322,75 @@ def test_a_provider_that_answers_nonsense_is_of_no_use(answers: dict[str, Any]) 
     with Counting(**answers) as provider, pytest.raises(IdentityProviderUnavailable) as away:
         provider.verifier(Clock()).verify(forged(provider))
     assert "elsewhere" not in str(away.value)
+
+
+def test_a_provider_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, waits = Clock(), []
+
+    def hang(_issuer: str, _now: float) -> None:
+        waits.append(clock.now)
+        clock.now += 5  # as long as the next question must wait
+        raise IdentityProviderUnavailable("It hangs.")
+
+    monkeypatch.setattr(oidc, "_published", hang)
+    verifier = Verifier(Provider(issuer="https://id.example", audience=AUDIENCE), clock=clock)
+    for _ in range(4):
+        with pytest.raises(IdentityProviderUnavailable):
+            verifier.require()
+    assert len(waits) == 1
+
+
+def test_a_provider_that_came_back_is_asked_however_many_come() -> None:
+    clock = Clock()
+    with Counting(keys={}) as provider:
+        verifier = provider.verifier(clock)
+        with pytest.raises(IdentityProviderUnavailable):
+            verifier.verify(forged(provider))
+        provider.answers = {}
+        for _ in range(4):
+            clock.now += 1
+            with pytest.raises(IdentityProviderUnavailable):
+                verifier.verify(forged(provider))
+        clock.now += 1
+        assert verifier.verify(forged(provider)).id == "anna"
+
+
+def test_nobody_with_a_key_that_does_waits_for_a_provider_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked, answer = Clock(), threading.Event(), threading.Event()
+    with Counting() as provider, ThreadPoolExecutor(1) as pool:
+        verifier = provider.verifier(clock)
+        token = forged(provider)
+        verifier.verify(token)
+        clock.now += 2 * 3600
+
+        def hang(_issuer: str, _now: float) -> None:
+            asked.set()
+            answer.wait(60)
+            raise IdentityProviderUnavailable("It hangs.")
+
+        monkeypatch.setattr(oidc, "_published", hang)
+        first = pool.submit(verifier.verify, token)
+        assert asked.wait(60)
+        assert verifier.verify(token).id == "anna"
+        answer.set()
+        assert first.result(60).id == "anna"
+
+
+@pytest.mark.parametrize("answer", [b"HELLO\r\n\r\n", b"HTTP/1.0 200 OK\r\n\r\n" + b"[" * 100_000, b""])
+def test_an_answer_that_is_none_is_of_no_use(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def speak() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        spoken = pool.submit(speak)
+        issuer = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(IdentityProviderUnavailable):
+            Verifier(Provider(issuer=issuer, audience=AUDIENCE), clock=Clock()).require()
+        spoken.result(60)
 
 
 def test_a_key_of_nonsense_does_not_hurt() -> None:
