@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import timedelta
 from typing import Annotated
 
 import typer
 
 from export_pipeline import settings, wiring
+from export_pipeline.cli.account import account
 from export_pipeline.cli.output import AsJson, console, print_json
 from export_pipeline.identity import Principal, Role
 
@@ -56,7 +56,7 @@ def sign_in(
 
 def somebody(user: str | None = None, roles: list[Role] | None = None) -> Principal:
     """Whoever sits at this terminal: they have the keys already, so every role adds nothing."""
-    return Principal(id=user or getpass.getuser(), roles=frozenset(roles or Role))
+    return Principal(id=user or account(), roles=frozenset(roles or Role))
 
 
 def print_link(services: wiring.Services, address: str) -> None:

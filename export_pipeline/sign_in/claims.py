@@ -77,6 +77,11 @@ class Claims:
         return found
 
 
+def is_user_id(text: str) -> bool:
+    """Whether somebody could have this id in the tables."""
+    return bool(text.strip()) and len(text) <= MAX_ID_LENGTH and text.isprintable()
+
+
 def subject(claims: Claims, name: str) -> str:
     """The user id that a token is about.
 
@@ -84,7 +89,7 @@ def subject(claims: Claims, name: str) -> str:
         NotAuthenticated: It names nobody, or nobody that could be in the tables.
     """
     user_id = claims.text(name) or ""
-    if not user_id.strip() or len(user_id) > MAX_ID_LENGTH or not user_id.isprintable():
+    if not is_user_id(user_id):
         raise NotAuthenticated("The token names no user.", reason="no_user")
     return user_id
 

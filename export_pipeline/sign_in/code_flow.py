@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPMessage
+from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote_plus, urlencode, urlsplit
@@ -211,7 +211,7 @@ def _post(url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> dict
     except HTTPError as error:
         with error:
             raise _refused(error) from None
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, OSError, ValueError, HTTPException, RecursionError) as error:
         raise unavailable(f"it does not answer as it should ({type(error).__name__})") from None
     if not isinstance(answer, dict):
         raise unavailable("it does not answer as it should")
@@ -222,7 +222,7 @@ def _refused(error: HTTPError) -> Exception:
     try:
         said = json.loads(error.read(MAX_ANSWER))
         kind = said.get("error") if isinstance(said, dict) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException, RecursionError):
         kind = None
     if kind == "invalid_grant":
         return NotAuthenticated("The code of this sign-in does not count (any more).", reason="code_refused")

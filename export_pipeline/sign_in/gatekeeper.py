@@ -11,15 +11,14 @@ import hmac
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 import jwt
 
 from export_pipeline.db.sign_in import SignInStore
-from export_pipeline.errors import ConfigurationError, KeyUnusable, NotAuthenticated
+from export_pipeline.errors import ConfigurationError, InvalidRequest, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal
 from export_pipeline.models import Actor
+from export_pipeline.sign_in.claims import is_user_id
 from export_pipeline.sign_in.code_flow import Begun, CodeFlow, Finished
 from export_pipeline.sign_in.oidc import Verifier, secure
 from export_pipeline.sign_in.recent import Recent
@@ -148,8 +147,10 @@ class Gatekeeper:
 
         Raises:
             ConfigurationError: They do not count here.
+            InvalidRequest: Nobody can have this user id.
         """
         self._require_local()
+        _require_user(principal)
         return self._issuer.issue(principal, lifetime=lifetime)
 
     def link(self, address: str, principal: Principal) -> str:
@@ -161,8 +162,10 @@ class Gatekeeper:
 
         Raises:
             ConfigurationError: Sign-in links do not count here.
+            InvalidRequest: Nobody can have this user id.
         """
         self._require_local()
+        _require_user(principal)
         return f"{address}/sign-in?code={self._store.make_code(principal, LINK_LIFETIME)}"
 
     def redeem(self, code: str, asking: Asking) -> Principal:
@@ -269,6 +272,11 @@ def _shown(asking: Asking) -> _Shown:
     return _Shown(kind=Audience.SESSION, proof=_short(session))
 
 
+def _require_user(principal: Principal) -> None:
+    if not is_user_id(principal.id):
+        raise InvalidRequest("This is no user id: it is empty, too long, or holds control characters.")
+
+
 def _named_issuer(token: str) -> object:
     """Who a token says that it is by: only chooses who checks it."""
     try:
@@ -284,11 +292,9 @@ def _short(token: str) -> str:
 
 
 def _cookie(header: str) -> str | None:
-    try:
-        morsel = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return None
-    return morsel.value if morsel and morsel.value else None
+    """Ours, whatever others are called or hold: one that `http.cookies` cannot read makes it forget those behind it."""
+    pairs = (pair.partition("=") for pair in header.split(";"))
+    return next((value.strip() for name, _, value in pairs if name.strip() == COOKIE and value.strip()), None)
 
 
 def foreign(headers: Mapping[str, str]) -> bool:
@@ -298,5 +304,5 @@ def foreign(headers: Mapping[str, str]) -> bool:
 
 def _from_our_page(headers: Mapping[str, str]) -> bool:
     """Browsers name the page's origin with every changing call and every WebSocket; nothing else needs cookies."""
-    origin = urlsplit(headers.get("origin", "")).netloc
+    origin = headers.get("origin", "").partition("://")[2]
     return bool(origin) and hmac.compare_digest(origin.encode(), headers.get("host", "").encode())

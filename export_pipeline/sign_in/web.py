@@ -138,7 +138,9 @@ class _Pages:
         if request.method == "HEAD":  # programs that look at links must not use them up
             return HTMLResponse(headers=_HEADERS)
         try:
-            if request.method == "POST":  # a token becomes a session
+            if request.method == "POST":  # a token becomes a session; a session becomes none, else it would never end
+                if not request.headers.get("authorization"):
+                    raise NotAuthenticated("A session begins with a bearer token.")
                 principal = await admit(self._gatekeeper, request)
                 return self._with_session(Response(status_code=204, headers=_HEADERS), principal, request)
             code = _query(request).get("code", "")

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from export_pipeline import wiring
-from export_pipeline.errors import ConfigurationError, ExportPipelineError, NotAuthenticated
+from export_pipeline.errors import ConfigurationError, ExportPipelineError, InvalidRequest, NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.models import Actor
 from export_pipeline.settings import Settings
@@ -275,6 +275,38 @@ def test_the_cookie_is_secure_behind_tls(services: wiring.Services, client: Test
 
 def test_trouble_of_ours_is_not_called_a_refusal() -> None:
     assert web.refused(ExportPipelineError("Away.")).status_code == 503
+
+
+def test_a_session_does_not_make_another(services: wiring.Services, client: TestClient) -> None:
+    """Else it would last for ever, and so would a stolen one."""
+    client.post("/sign-in", headers={"Authorization": f"Bearer {token(services)}"})
+    answer = client.post("/sign-in", headers={"Origin": f"http://{HOST}"})
+    assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
+
+
+@pytest.mark.parametrize(
+    "other", ['theme={"dark":true}', "consent", "x:y=1", 'open="never closed', "name=ä", "list=[1,2, 3]", "; ;="]
+)
+def test_cookies_of_others_do_not_hide_the_session(services: wiring.Services, other: str) -> None:
+    session = f"{COOKIE}={services.gatekeeper.open_session(ANNA)}"
+    for cookies in (f"{other}; {session}", f"{session}; {other}"):
+        assert services.gatekeeper.admit(asking(cookie=cookies)).id == "anna"
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "", "//", "http://", f"http://{HOST}.evil.example", HOST])
+def test_an_origin_that_is_none_is_a_foreign_page(services: wiring.Services, origin: str) -> None:
+    cookie = f"{COOKIE}={services.gatekeeper.open_session(ANNA)}"
+    asked = asking(changes=True, cookie=cookie, origin=origin, host=HOST)
+    assert refusal(services.gatekeeper, asked) == "foreign_page"
+
+
+@pytest.mark.parametrize("user_id", ["", " ", "a\nb", "\udcff", "x" * 256])
+def test_nothing_is_made_for_who_cannot_be(gatekeeper: Gatekeeper, user_id: str) -> None:
+    nobody = replace(ANNA, id=user_id)
+    with pytest.raises(InvalidRequest):
+        gatekeeper.issue(nobody, timedelta(hours=1))
+    with pytest.raises(InvalidRequest):
+        gatekeeper.link(f"http://{HOST}", nobody)
 
 
 def test_a_token_that_counted_a_moment_ago_does_not_outlive_its_key(services: wiring.Services) -> None:
