@@ -129,8 +129,10 @@ def _wanted(connection: HTTPConnection) -> str:
 
 
 def _answer(error: ExportPipelineError, connection: HTTPConnection, gatekeeper: Gatekeeper) -> Response:
-    if "text/html" in connection.headers.get("accept", "") and isinstance(error, NotAuthenticated):
-        return web.closed(gatekeeper, _wanted(connection))
+    if "text/html" in connection.headers.get("accept", ""):
+        if isinstance(error, NotAuthenticated):
+            return web.closed(gatekeeper, _wanted(connection))
+        return web.forbidden(error) if isinstance(error, NotAllowed) else web.refused(error)
     status = 401 if isinstance(error, NotAuthenticated) else 403 if isinstance(error, NotAllowed) else 503
     headers = {"WWW-Authenticate": error.challenge} if isinstance(error, NotAuthenticated) else None
     return JSONResponse({"detail": error.message}, status, headers)

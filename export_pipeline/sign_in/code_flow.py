@@ -140,7 +140,8 @@ class CodeFlow:
         """
         begun = self._begun(note, answer.get("state", ""))
         # RFC 9207: an answer of another provider must not be changed into a token of this one.
-        if answer.get("iss", self._verifier.provider.issuer) != self._verifier.provider.issuer:
+        told = self._verifier.described("authorization_response_iss_parameter_supported") is True or "iss" in answer
+        if told and answer.get("iss") != self._verifier.provider.issuer:
             raise NotAuthenticated("The answer is by another identity provider.", reason="wrong_issuer")
         if "error" in answer:
             raise NotAuthenticated("The identity provider did not let you in.", reason="provider_refused")

@@ -5,6 +5,7 @@ every door that speaks ASGI.
 from __future__ import annotations
 
 import html
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from export_pipeline.errors import ExportPipelineError, NotAuthenticated
+from export_pipeline.errors import ExportPipelineError, NotAllowed, NotAuthenticated
 from export_pipeline.identity import Principal
 from export_pipeline.sign_in.code_flow import LIFETIME as FLOW_LIFETIME
 from export_pipeline.sign_in.gatekeeper import (
@@ -36,6 +37,7 @@ NOTE = "export_pipeline_sign_in"
 #: Calls to the provider at the same time: strangers who make us ask hold up nobody else.
 _AT_PROVIDER = 8
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
+_log = logging.getLogger(__name__)
 _LOCAL_PATH = re.compile(r"/(?![/\\])[!-~]{0,999}")
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -95,9 +97,17 @@ def local_path(text: str) -> str | None:
 
 
 def refused(error: ExportPipelineError) -> Response:
-    """Say to a person why they are not let in."""
-    status = 401 if isinstance(error, NotAuthenticated) else 503
-    return _page("Not signed in", html.escape(error.message), status=status)
+    """Say to a person why they are not let in; and to operators, when it is for them to mend."""
+    if isinstance(error, NotAuthenticated):
+        return _page("Not signed in", f"{html.escape(error.message)} {_AGAIN}", status=401)
+    _log.error("Nobody can sign in: %s", error)
+    return _page("Not signed in", html.escape(error.message), status=503)
+
+
+def forbidden(error: NotAllowed) -> Response:
+    """Say to a person that they are signed in as somebody who may not see this."""
+    text = f'{html.escape(error.message)} <a href="{SIGN_OUT}">Sign out</a> to come as somebody else.'
+    return _page("Not for this account", text, status=403)
 
 
 def closed(gatekeeper: Gatekeeper, to: str = "") -> Response:
@@ -118,6 +128,7 @@ _BY_LINK = (
     " <code>export-pipeline sign-in</code>."
 )
 _BY_NOTHING = "Nobody can sign in here yet: set EXPORT_PIPELINE_OIDC_ISSUER, or EXPORT_PIPELINE_LOCAL_TOKENS."
+_AGAIN = f'<a href="{SIGN_IN}">Begin again</a>.'
 T = TypeVar("T")
 
 
@@ -161,8 +172,6 @@ class _Pages:
                 self._gatekeeper.finish, request.cookies.get(name), _query(request), asking(request)
             )
             answer = self._signed_in(finished.principal, local_path(finished.to) or self._home, request)
-        except NotAuthenticated as error:
-            answer = _page("Not signed in", f"{html.escape(error.message)} {_AGAIN}", status=401)
         except ExportPipelineError as error:
             answer = refused(error)
         answer.delete_cookie(name, path="/", secure=_is_https(request), httponly=True, samesite="lax")
@@ -171,7 +180,10 @@ class _Pages:
     async def sign_out(self, request: Request) -> Response:
         """The session of this browser ends. A page asks first: a link alone must not sign anybody out."""
         if request.method != "POST":
-            return _page("Sign out", _SIGN_OUT_FORM)
+            page = _page("Sign out", _SIGN_OUT_FORM)
+            # Of a page that tells nobody where it is, browsers send a form as if it came from nowhere.
+            page.headers["Referrer-Policy"] = "same-origin"
+            return page
         if foreign(request.headers):
             return _page("Not signed out", "The call does not come from a page of this server.", status=403)
         answer = Response(status_code=204, headers=_HEADERS)
@@ -235,7 +247,6 @@ class _Pages:
         return response
 
 
-_AGAIN = f'<a href="{SIGN_IN}">Begin again</a>.'
 _SIGN_OUT_FORM = f'<form method="post" action="{SIGN_OUT}"><button>Sign out of this browser</button></form>'
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -439,7 +440,8 @@ def test_a_code_counts_once(door: Door) -> None:
 @pytest.mark.parametrize("code", ["", "&code=", "&code=nonsense", "&code=" + "a" * 5000])
 def test_a_code_of_nobody_does_not_count(door: Door, code: str) -> None:
     state = parse_qs(urlsplit(door.begin()).query)["state"][0]
-    answer = door.back(f"/sign-in/callback?state={state}{code}")
+    named = quote(door.services.settings.oidc_issuer or "", safe="")
+    answer = door.back(f"/sign-in/callback?state={state}&iss={named}{code}")
     refused(door, answer, "code_refused" if "nonsense" in code else "malformed")
 
 
@@ -455,6 +457,11 @@ def test_an_answer_of_another_provider_does_not_count(door: Door) -> None:
     came = Account().go(door.begin())
     assert "iss=" in came
     refused(door, door.back(re.sub(r"iss=[^&]+", "iss=https%3A%2F%2Felsewhere.example", came)), "wrong_issuer")
+
+
+def test_a_provider_that_signs_its_answers_with_its_name_always_does(door: Door) -> None:
+    came = Account().go(door.begin())
+    refused(door, door.back(re.sub(r"&?iss=[^&]+", "", came)), "wrong_issuer")
 
 
 def test_only_the_last_of_two_tabs_goes_on(door: Door) -> None:
@@ -565,6 +572,8 @@ def test_signing_out_ends_the_session_of_this_browser(door: Door, house: House) 
     assert door.who()["id"] == "anna"
     page = door.client.get("/sign-out", headers={"Accept": "text/html"})
     assert page.status_code == 200 and '<form method="post" action="/sign-out">' in page.text
+    # With the policy of the other pages a browser would send this form with `Origin: null`.
+    assert page.headers["referrer-policy"] == "same-origin"
     assert door.who()["id"] == "anna"  # looking signs nobody out
     evil = door.client.post("/sign-out", headers={"Accept": "text/html", "Origin": "https://evil.example"})
     assert evil.status_code == 403 and door.who()["id"] == "anna"
@@ -737,6 +746,34 @@ def test_endpoints_that_cannot_be_trusted_are_not_gone_to(house: House, about: d
             state = parse_qs(urlsplit(answer.headers["location"]).query)["state"][0]
             answer = door.back(f"/sign-in/callback?code=c&state={state}")
         assert (answer.status_code, let_in(answer)) == (503, False)
+
+
+def test_a_slow_provider_holds_up_nobody_else(house: House) -> None:
+    """Strangers can make us ask it: those calls have threads of their own, and few."""
+    release, arrived = threading.Event(), threading.Semaphore(0)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        arrived.release()
+        release.wait(30)
+        says(400, b'{"error": "invalid_grant"}')(handler)
+
+    with Odd({}, answer) as odd, served(house.services(oidc_issuer=odd.issuer, local_tokens=True)) as port:
+        base = f"http://127.0.0.1:{port}"
+
+        def come(_: int) -> int:
+            with httpx.Client(timeout=60) as browser:
+                state = parse_qs(urlsplit(browser.get(f"{base}/sign-in").headers["location"]).query)["state"][0]
+                return browser.get(f"{base}/sign-in/callback?code=c&state={state}").status_code
+
+        with ThreadPoolExecutor(50) as pool:
+            # More than there are threads for everything else.
+            coming = pool.map(come, range(50))
+            assert all(arrived.acquire(timeout=30) for _ in range(8))
+            assert httpx.get(f"{base}/sign-in?code=x", timeout=10).status_code == 401
+            assert httpx.get(f"{base}/ready", timeout=10).status_code == 200
+            assert not arrived.acquire(blocking=False)
+            release.set()
+            assert set(coming) == {401}
 
 
 @pytest.mark.parametrize("methods", [["client_secret_post"], ["client_secret_basic", "client_secret_post"], None])

@@ -123,3 +123,14 @@ def test_the_application_is_told_anew_for_each_call(gatekeeper: Gatekeeper, clie
 def test_a_caller_cannot_say_it_themselves(gatekeeper: Gatekeeper, client: TestClient) -> None:
     shown = headers(gatekeeper, "operator", session=False) | {MAY_CHANGE: "true"}
     assert client.get("/runs", headers=shown).text == "looks"
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_people_get_pages_and_programs_get_problems(gatekeeper: Gatekeeper, client: TestClient, caller: str) -> None:
+    shown = headers(gatekeeper, caller, session=True) | {"Accept": "text/html,*/*"}
+    answer = client.get("/runs", headers=shown)
+    wanted, _ = expected(caller, "/runs")
+    assert answer.status_code == wanted
+    if wanted != 200:
+        assert answer.headers["content-type"].startswith("text/html")
+        assert ('href="/sign-out"' in answer.text) == (wanted == 403)
