@@ -142,6 +142,7 @@ class Settings(BaseSettings):
     verification_max_age_s: int = Field(
         900,
         ge=0,
+        le=31_536_000,
         description="Seconds after a sign-in during which a person may ask for sensitive data types of their own.",
     )
     ui_port: int = Field(3000, ge=0, le=65535, description="Port of the Dagster UI; 0 takes a free one.")
@@ -176,15 +177,18 @@ class Settings(BaseSettings):
         2, ge=1, le=1000, description="Export runs at the same time, on all machines together."
     )
     keep_runs_days: int = Field(
-        14, ge=1, description="Days after the end of a request in which Dagster keeps its runs and partition."
+        14,
+        ge=1,
+        le=36_500,
+        description="Days after the end of a request in which Dagster keeps its runs and partition.",
     )
     keep_partitions: int = Field(
         2000, ge=1, description="Partitions that Dagster keeps, the newest; with more its UI becomes slow."
     )
-    source_statement_timeout_s: Annotated[int, Field(ge=0)] = Field(
+    source_statement_timeout_s: Annotated[int, Field(ge=0, le=2_147_483)] = Field(
         3600, description="Longest single statement on the source, in seconds; 0 means no limit."
     )
-    source_lock_timeout_s: Annotated[int, Field(ge=0)] = Field(
+    source_lock_timeout_s: Annotated[int, Field(ge=0, le=2_147_483)] = Field(
         10, description="Longest wait for a lock on the source, in seconds; 0 means no limit."
     )
     csv_formulas: CsvFormulas = Field(
@@ -192,11 +196,13 @@ class Settings(BaseSettings):
         description="What CSV does with texts that a spreadsheet would run as a formula: `escape` puts a single quote "
         "before them (and before a leading single quote, so that it can be undone), `raw` leaves them as they are.",
     )
-    retention_days: int = Field(7, ge=1, description="Days from its completion that a delivered file can be fetched.")
-    retention_days_gdpr: int | None = Field(None, ge=1, description="The same for gdpr requests.")
-    retention_days_backup: int | None = Field(None, ge=1, description="The same for backup requests.")
-    retention_days_audit: int | None = Field(None, ge=1, description="The same for audit requests.")
-    retention_days_custom: int | None = Field(None, ge=1, description="The same for custom requests.")
+    retention_days: int = Field(
+        7, ge=1, le=36_500, description="Days from its completion that a delivered file can be fetched."
+    )
+    retention_days_gdpr: int | None = Field(None, ge=1, le=36_500, description="The same for gdpr requests.")
+    retention_days_backup: int | None = Field(None, ge=1, le=36_500, description="The same for backup requests.")
+    retention_days_audit: int | None = Field(None, ge=1, le=36_500, description="The same for audit requests.")
+    retention_days_custom: int | None = Field(None, ge=1, le=36_500, description="The same for custom requests.")
 
     @field_validator(
         "home",

@@ -108,6 +108,12 @@ def test_a_wrong_value_in_a_dotenv_file_is_named_and_not_shown() -> None:
         ("source_statement_timeout_s", "-1"),
         ("source_lock_timeout_s", "1h"),
         ("retention_days", "0"),
+        # What no date, and no server, can be counted with.
+        ("retention_days", "36501"),
+        ("retention_days_gdpr", "10000000000"),
+        ("keep_runs_days", "36501"),
+        ("verification_max_age_s", "31536001"),
+        ("source_statement_timeout_s", "2147484"),
         ("home", f"~no-such-account-{PASSWORD}/state"),
         ("key_file", f"~no-such-account-{PASSWORD}/age.txt"),
     ],
