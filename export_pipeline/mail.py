@@ -6,7 +6,6 @@ import smtplib
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.errors import HeaderParseError
 from email.message import EmailMessage
 from email.utils import make_msgid
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -68,8 +67,11 @@ def _message(sender: str, recipient: str, subject: str, text: str) -> EmailMessa
         raise InvalidRequest("This is no e-mail address.")
     try:
         message["To"] = recipient
-    except (ValueError, HeaderParseError):
-        raise InvalidRequest("This is no e-mail address.") from None
+        understood = [address.addr_spec for address in message["To"].addresses]
+    except Exception:  # over some texts the parser stumbles, by errors that it does not name
+        understood = []
+    if understood != [recipient]:
+        raise InvalidRequest("This is no e-mail address.")
     message["From"] = sender
     message["Subject"] = subject
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2].rstrip(">"))
