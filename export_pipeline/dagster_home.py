@@ -26,8 +26,9 @@ _WARM = {
     "run_launcher": {"module": "export_pipeline.defs.launcher", "class": "WarmRunLauncher", "config": {}},
     "run_coordinator": {"module": "export_pipeline.defs.coordinator", "class": "WarmRunCoordinator", "config": {}},
 }
-#: Runs wait for warm workers as queued, for as long as it takes. One that is starting was taken by a worker, or is taken
-#: over by another when that one dies; which are lost the sensor `reconcile_export_requests` knows, not the time alone.
+#: Runs wait for warm workers as queued, for as long as it takes. One that is starting was taken by a worker, or is
+#: taken over by another when that one dies; which are lost the sensor `reconcile_export_requests` knows, not the time
+#: alone.
 _WARM_START_TIMEOUT_S = 30 * 24 * 3600
 #: A run that is launched and not begun for so long counts as lost. It may wait at the broker while a worker is away.
 _CELERY_START_TIMEOUT_S = 900

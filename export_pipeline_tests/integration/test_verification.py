@@ -323,7 +323,8 @@ def test_an_installation_without_a_mail_server_says_so(settings: Settings) -> No
         "", "anna", "a@b@c", "a@b\r\nBcc: evil@example.org", "a@b\nx", "a@b, c", "<a@b>", "a b@c", '"a"@b', "a@b;c",
         "@\0", "anna@", "@example.org",
         # Over these the parser stumbles, or understands another address, or none.
-        "a@[", "a@[192.0.2.7", "a@b.", "(a@b", "a@b)", "a@(", "[@]", "a@b\\", "a\\@b", "a:@b", "a@b:", "=?utf-8?q?x?=@b",
+        "a@[", "a@[192.0.2.7", "a@b.", "(a@b", "a@b)", "a@(", "[@]", "a@b\\", "a\\@b", "a:@b", "a@b:",
+        "=?utf-8?q?x?=@b",
     ],
 )  # fmt: skip
 def test_no_address_can_be_made_into_more(smtp_url: str, inbox: Inbox, address: str) -> None:
