@@ -135,7 +135,7 @@ def _answer(error: ExportPipelineError, connection: HTTPConnection, gatekeeper: 
         return web.forbidden(error) if isinstance(error, NotAllowed) else web.refused(error)
     status = 401 if isinstance(error, NotAuthenticated) else 403 if isinstance(error, NotAllowed) else 503
     headers = {"WWW-Authenticate": error.challenge} if isinstance(error, NotAuthenticated) else None
-    return JSONResponse({"detail": error.message}, status, headers)
+    return JSONResponse({"detail": web.told(error)}, status, headers)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from export_pipeline.errors import ExportPipelineError, NotAllowed, NotAuthenticated
+from export_pipeline.errors import ExportPipelineError, IdentityProviderUnavailable, NotAllowed, NotAuthenticated
 from export_pipeline.identity import Principal
 from export_pipeline.sign_in.code_flow import LIFETIME as FLOW_LIFETIME
 from export_pipeline.sign_in.gatekeeper import (
@@ -101,7 +101,14 @@ def refused(error: ExportPipelineError) -> Response:
     if isinstance(error, NotAuthenticated):
         return _page("Not signed in", f"{html.escape(error.message)} {_AGAIN}", status=401)
     _log.error("Nobody can sign in: %s", error)
-    return _page("Not signed in", html.escape(error.message), status=503)
+    return _page("Not signed in", html.escape(told(error)), status=503)
+
+
+def told(error: ExportPipelineError) -> str:
+    """What a stranger is told: what is wrong inside may name files of ours, and is for the log."""
+    if isinstance(error, NotAuthenticated | NotAllowed | IdentityProviderUnavailable):
+        return error.message
+    return "Something that the service needs cannot be used now. Try again later."
 
 
 def forbidden(error: NotAllowed) -> Response:

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from export_pipeline import wiring
-from export_pipeline.errors import ConfigurationError, ExportPipelineError, InvalidRequest, NotAuthenticated
+from export_pipeline.errors import ConfigurationError, InvalidRequest, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.models import Actor
 from export_pipeline.settings import Settings
@@ -273,8 +273,12 @@ def test_the_cookie_is_secure_behind_tls(services: wiring.Services, client: Test
     assert "secure" not in client.get(f"/sign-in?code={code(services)}").headers["set-cookie"].lower()
 
 
-def test_trouble_of_ours_is_not_called_a_refusal() -> None:
-    assert web.refused(ExportPipelineError("Away.")).status_code == 503
+def test_trouble_of_ours_is_not_called_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    answer = web.refused(KeyUnusable("The key file /etc/keys/tokens.txt does not exist."))
+    assert answer.status_code == 503
+    # A stranger reads the page, an operator the log.
+    assert b"tokens.txt" not in answer.body
+    assert "tokens.txt" in caplog.text
 
 
 def test_a_session_does_not_make_another(services: wiring.Services, client: TestClient) -> None:
