@@ -255,8 +255,9 @@ def _require_shared(settings: Settings) -> None:
 def _prepare(settings: Settings, held: ExitStack, *, ui_url: str) -> tuple[Stack, dagster_home.CodeServer]:
     services = held.enter_context(wiring.connect(settings))
     stack = Stack(ui_url=ui_url, log_folder=settings.home / "logs", services=services)
-    stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    code_server = dagster_home.write(settings)
+    with wiring.home_explained(settings):
+        stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        code_server = dagster_home.write(settings)
     stack._environment = {**os.environ, **dagster_home.environment(settings)}
     held.callback(stack.stop)
     return stack, code_server
@@ -284,8 +285,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = FileLock.try_exclusive(settings.home / "up.lock")
+    wiring.make_home(settings)
+    with wiring.home_explained(settings):
+        lock = FileLock.try_exclusive(settings.home / "up.lock")
     if lock is None:
         raise ConfigurationError(
             f"export-pipeline is already running for {settings.home}.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
@@ -20,7 +21,7 @@ from export_pipeline.db.requests import RequestStore
 from export_pipeline.db.sign_in import SignInStore
 from export_pipeline.db.tickets import TicketStore
 from export_pipeline.db.verification_codes import VerificationCodeStore
-from export_pipeline.errors import DatabaseUnavailable
+from export_pipeline.errors import ConfigurationError, DatabaseUnavailable
 from export_pipeline.export_run import ExportRun
 from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
@@ -252,9 +253,10 @@ def make_keys(settings: Settings) -> None:
     with a database of your own only `export-pipeline migrate` comes here.
 
     Raises:
+        ConfigurationError: The state folder cannot be made.
         KeyUnusable: A folder cannot be written to.
     """
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(settings)
     if settings.key_file is None and settings.keys is None:
         keys.create(key_file(settings), key_service(settings))
     if settings.signing_key_file is None:
@@ -265,6 +267,32 @@ def make_keys(settings: Settings) -> None:
         token_keys.create(token_key_file(settings))
     if settings.link_key_file is None:
         link_tokens.create(link_key_file(settings))
+
+
+def make_home(settings: Settings) -> None:
+    """Make the state folder, for its owner only.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+    with home_explained(settings):
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def home_explained(settings: Settings) -> Iterator[None]:
+    """Turn what the system refuses in the state folder into a sentence.
+
+    Raises:
+        ConfigurationError: It refuses something.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"The state folder {settings.home} cannot be used: {error.strerror or type(error).__name__}.",
+            hint="Check its owner, its mode and the space on its disk, or set EXPORT_PIPELINE_HOME.",
+        ) from None
 
 
 def key_source(settings: Settings) -> KeySource:

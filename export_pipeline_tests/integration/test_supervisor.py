@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,9 @@ import psycopg
 import pytest
 
 from export_pipeline import supervisor, wiring
+from export_pipeline.errors import ConfigurationError
 from export_pipeline.parent import end_with_parent
+from export_pipeline.settings import Settings
 from export_pipeline.supervisor import Child, Stack
 
 PATIENCE_S = 30.0
@@ -138,6 +140,24 @@ def test_it_rests_half_a_minute_at_most_and_not_at_all_when_it_was_steady(monkey
             now += 0.5
         rests.append(now - died)
     assert rests == [1, 2, 4, 8, 16, 30, 30, 0, 1]
+
+
+@pytest.mark.parametrize("taken", ["", "up.lock", "logs", "dagster/dagster.yaml"])
+@pytest.mark.parametrize("begin", [supervisor.start, supervisor.start_workers])
+def test_a_state_folder_that_cannot_be_used_is_said(
+    services: wiring.Services, tmp_path: Path, begin: Callable[[Settings], AbstractContextManager[Stack]], taken: str
+) -> None:
+    home = tmp_path / "bad"
+    where = home / taken
+    where.parent.mkdir(parents=True, exist_ok=True)
+    if taken in {"", "logs"}:
+        where.touch()  # a file where a folder should be
+    else:
+        where.mkdir()  # and the other way round
+    storage = (tmp_path / "store").as_uri()
+    settings = services.settings.model_copy(update={"home": home, "storage_url": storage, "ui_port": 0, "api_port": 0})
+    with pytest.raises(ConfigurationError, match=r"state folder .* cannot be used"), begin(settings):
+        pass
 
 
 def test_one_that_ended_by_itself_does_not_rest() -> None:
