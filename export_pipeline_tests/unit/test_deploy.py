@@ -64,6 +64,8 @@ def test_the_config_map_and_the_secret_load_as_settings(monkeypatch: pytest.Monk
         told |= document.get("data") or document["stringData"]
     made = settings_of(told, monkeypatch, tmp_path)
     assert made.database_url is not None
+    # Behind an ingress; without it the trail has its address in the place of everybody's.
+    assert made.api_trusted_proxies and made.smtp_url
     assert made.max_concurrent_runs == instance("runs-as-jobs")["run_coordinator"]["config"]["max_concurrent_runs"]
 
 
@@ -153,6 +155,34 @@ def confined(container: dict[str, Any]) -> None:
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert container["resources"]["limits"]["memory"]
     assert container["resources"]["requests"]["cpu"]
+
+
+#: What a process reads of the folder of keys; the age identities come by a variable.
+NEEDED = {
+    "api": {"tokens", "links", "pseudonyms"},
+    "webserver": {"tokens"},
+    "dagster-ui": {"tokens"},
+    "code-server": {"pseudonyms", "signing"},
+    "migrate": {"pseudonyms", "signing"},
+    "worker": {"pseudonyms", "signing"},
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_pod_has_the_keys_that_it_needs(name: str, tmp_path: Path) -> None:
+    [copying] = PODS[name]["initContainers"]
+    [shell, option, script] = copying["command"]
+    for folder in ("secret", "keys"):
+        (tmp_path / folder).mkdir()
+        script = script.replace(f"/{folder}/", f"{tmp_path}/{folder}/")
+    for key in ("pseudonyms", "signing", "tokens", "links"):
+        (tmp_path / "secret" / f"{key}.txt").write_text(key)
+    subprocess.run([shell, option, script], check=True)
+    made = sorted((tmp_path / "keys").iterdir())
+    assert {file.stem for file in made} == {file.read_text() for file in made} == NEEDED[name]
+    assert {file.stat().st_mode & 0o777 for file in made} == {0o600}
+    (tmp_path / "secret" / made[0].name).unlink()
+    assert subprocess.run([shell, option, script], capture_output=True, check=False).returncode != 0
 
 
 @pytest.mark.parametrize("name", ["api", "code-server", "daemon", "dagster-ui", "webserver"])
