@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from export_pipeline.api import problems
+from export_pipeline.api import file_desk, problems
 from export_pipeline.api.app import openapi_document
+from export_pipeline.api.routes import events
 
 _INTRODUCTION = """# The API
 
@@ -21,6 +22,9 @@ uvicorn --factory export_pipeline.api.app:application --no-access-log --no-proxy
 elsewhere.
 
 ## A first export
+
+With the embedded database, or with `EXPORT_PIPELINE_LOCAL_TOKENS=true`, the command line makes the token; else your
+identity provider does. For `ID` and `DOWNLOAD_URL` put what the call before answered.
 
 ```sh
 TOKEN=$(export-pipeline token --user 42)
@@ -66,15 +70,30 @@ _RULES = """
 - **Browsers**: no page of another origin may call, unless `EXPORT_PIPELINE_API_CORS_ORIGINS` names it. Answers are
   not stored, not framed, and run nothing. `EXPORT_PIPELINE_API_HSTS` belongs behind TLS.
 - **Proxies**: X-Forwarded-For and X-Forwarded-Proto count only when a proxy in
-  `EXPORT_PIPELINE_API_TRUSTED_PROXIES` wrote them. TLS is the proxy's work.
+  `EXPORT_PIPELINE_API_TRUSTED_PROXIES` wrote them; name yours, or the trail has its address in the place of people's.
+  A proxy must pass `Host` on, or no browser can change anything. TLS, and patience with slow callers, are its work.
 - **Logs** hold no paths, because paths hold ids of people. `/metrics` counts by route; several processes count each
   for themselves.
 - **Health**: `/health` says that the process lives, `/ready` that database, tables, key and store are there.
 
+## Where it differs from the specification's sketch
+
+Addresses and the names of fields are the specification's; there are more of both. These things are other than there:
+
+| call | the sketch | here |
+|---|---|---|
+| `POST /request`, `/gdpr/{user_id}` | 200 | 202 with `Location`: the request is accepted, and nothing is made yet |
+| `/gdpr/{user_id}` | GET | POST; GET is deprecated |
+| `GET /download/{request_id}` without a file | 400 | 409; 410 when there was one |
+| every error | `{"detail": …}` | a problem document, which has `detail` too |
+| a body that is not valid | 422 | 400 |
+| `DELETE /{request_id}` | the row is gone | the row stays as `deleted`; the answer names it |
+| `user_id` of the body | anybody's, and the requester | oneself, or for operators anybody; the requester is who calls |
+
 ## Problems
 
 Every error is a document `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`, often a
-`hint`, and with 400 `errors`, each with a `pointer` to what is wrong. Nothing that was sent is repeated. `type`
+`hint`, and with 400 `errors`, each with a `pointer` to what is wrong. No value that was sent is repeated. `type`
 begins with
 `urn:export-pipeline:problem:` and ends with the name.
 
@@ -104,6 +123,8 @@ def _row(call: str, operation: dict[str, Any]) -> str:
 
 
 def _problems() -> list[str]:
+    of_routes = [found for module in (events, file_desk) for found in vars(module).values()]
     kinds = {*problems.KINDS.values(), *problems.HTTP_KINDS.values()}
+    kinds |= {found for found in of_routes if isinstance(found, problems.Kind)}
     rows = {(kind.status, kind.name): kind.title for kind in sorted(kinds, key=lambda kind: kind.title)}
     return [f"| {status} | `{name}` | {title} |" for (status, name), title in sorted(rows.items())]

@@ -71,8 +71,7 @@ def settings_page() -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            "Settings marked *reserved* are read and checked, and nothing uses them yet.",
-            "",
+            *_RESERVED * any(map(reserved, Settings.model_fields)),
             "Two more variables are no settings of an installation:",
             "",
             "- `EXPORT_PIPELINE_DEBUG=1` prints the stack trace of an unexpected error. It may quote values: use it on"
@@ -82,6 +81,9 @@ def settings_page() -> str:
             "",
         ]
     )
+
+
+_RESERVED = ("Settings marked *reserved* are read and checked, and nothing uses them yet.", "")
 
 
 def variable(name: str) -> str:
