@@ -185,6 +185,7 @@ class FileDesk:
         self._vault: Vault = services.vault()
         self._direct = services.settings.direct_downloads
         self._places = anyio.Semaphore(services.settings.max_downloads)
+        self._most = services.settings.max_downloads
         self._busy: Counter[str] = Counter()
         self._threads = anyio.CapacityLimiter(services.settings.max_downloads)
 
@@ -215,13 +216,16 @@ class FileDesk:
         return _Download(self, asked)
 
     @asynccontextmanager
-    async def place(self, right: Right) -> AsyncIterator[bool]:
+    async def place(self, asked: _Asked) -> AsyncIterator[bool]:
         """Take one of the places, waiting a little for one; yields whether there was one."""
-        key = right.key
-        self._busy[key] += 1
+        person = f"of {asked.file.metadata.user_id}"
+        # However many links somebody makes to their files, and however slowly they read: others find a place.
+        of_one = max(_PER_RIGHT, self._most // 2)
+        wanted = Counter([asked.right.key, person])
+        self._busy += wanted
         taken = False
         try:
-            if self._busy[key] <= _PER_RIGHT:
+            if self._busy[asked.right.key] <= _PER_RIGHT and self._busy[person] <= of_one:
                 with anyio.move_on_after(_PATIENCE_S):
                     await self._places.acquire()
                     taken = True
@@ -229,9 +233,7 @@ class FileDesk:
         finally:
             if taken:
                 self._places.release()
-            self._busy[key] -= 1
-            if not self._busy[key]:
-                del self._busy[key]
+            self._busy -= wanted  # keeps nothing at zero
 
     def open(self, asked: _Asked) -> tuple[Iterator[bytes], bytes]:
         """Open the file, and put the download into the trail before anything of it leaves.
@@ -266,7 +268,7 @@ class _Download(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open, then send; until something is sent, an error becomes a problem document."""
-        async with self._desk.place(self._asked.right) as taken:
+        async with self._desk.place(self._asked) as taken:
             if not taken:
                 full = problems.response(_FULL, headers={"Retry-After": str(_RETRY_AFTER_S)})
                 return await full(scope, receive, send)

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -450,6 +450,23 @@ def test_one_link_does_not_take_every_place(running: Installation, large: str, m
     with opened(running, large), opened(running, large):
         assert running.get(large).status == 503
         assert running.get(running.link("large").url_path, Range="bytes=0-9").status == 206
+
+
+def test_many_links_do_not_take_every_place_either(
+    running: Installation, large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of them are for others than the one person whose files these are."""
+    monkeypatch.setattr(file_desk, "_PER_RIGHT", 1)
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(opened(running, running.link("large").url_path))
+        other = running.link("one").url_path
+        assert running.get(other).status == 503
+        with running.services.database.connect() as connection:
+            connection.execute(
+                "UPDATE export_pipeline.export_metadata SET user_id = 'somebody else' WHERE request_id = 'one'"
+            )
+        assert running.get(other).status == 200
 
 
 # --- files that only the recipient can open
