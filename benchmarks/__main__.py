@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import api, data_path, growth, latency, pdf, report, scene, staging
+from benchmarks import api, data_path, faults, growth, latency, pdf, report, scene, staging
 from benchmarks.measure import ContestantFailed
 from export_pipeline.errors import ExportPipelineError
 
@@ -97,6 +97,21 @@ def api_command(
 ) -> None:
     """How long a read of the API takes while a heavy user is exported."""
     report.last_line(api.run(clients=clients, seconds=seconds, rows=rows, home=home.absolute()), as_json=as_json)
+
+
+@app.command("faults")
+def faults_command(
+    kills: Annotated[int, typer.Option(min=1, help="Deaths, one after the other.")] = 40,
+    seed: Annotated[int, typer.Option(help="Decides who dies and when.")] = 1,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests a second.")] = 2.0,
+    only: Annotated[list[str] | None, typer.Option(help="Kill only this victim; may be repeated.")] = None,
+    launcher: Annotated[str, typer.Option(help="How runs get a process: warm or default.")] = "warm",
+    home: Home = scene.DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Kill one part of the system after the other under a steady load, and count what became of every request."""
+    found = faults.run(kills=kills, seed=seed, rate=rate, only=only or (), launcher=launcher, home=home.absolute())
+    report.last_line(found, as_json=as_json)
 
 
 def main() -> None:

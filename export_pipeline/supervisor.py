@@ -46,7 +46,7 @@ _WATCH_S = 0.1
 _REVIVE_S = 0.5
 _CLEAR_S = 60.0
 #: A child that lived for so long is started again at once. One that dies sooner rests, each time twice as long.
-_STEADY_S = 60.0
+_STEADY_S = 20.0
 _REST_S = 1.0
 _REST_MAX_S = 30.0
 _LOG_MAX = 10_000_000  # bytes
@@ -62,11 +62,13 @@ class Child:
         name: What people read, and the name of its log file.
         command: Its arguments.
         process: The running process.
+        starts: How often it was started.
     """
 
     name: str
     command: list[str]
     process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
     _began: float = 0.0
     _rest: float = 0.0
     _not_before: float | None = None
@@ -93,6 +95,7 @@ class Child:
     def begins(self, process: subprocess.Popen[bytes]) -> None:
         """Take note of a new process."""
         self.process, self._began, self._not_before = process, time.monotonic(), None
+        self.starts += 1
 
     def _next_rest(self, lived: float) -> float:
         if lived > _STEADY_S or (self.process is not None and self.process.returncode == 0):

@@ -85,9 +85,9 @@ _READER = Actor(id="judge")
 class Victim(StrEnum):
     """What is killed.
 
-    `WORKER` is one process that executes runs, `POOL` all of them. `DATABASE` is the embedded server by SIGKILL,
-    `RESTART` the same server by an orderly stop, `BACKEND` one of its processes, after whose death the server ends all
-    sessions and recovers.
+    `WORKER` is one process that executes runs, `POOL` all of them, `EVERYTHING` all that the supervisor started.
+    `DATABASE` is the embedded server by SIGKILL, `RESTART` the same server by an orderly stop, `BACKEND` one of its
+    processes, after whose death the server ends all sessions and recovers.
     """
 
     WORKER = "worker"
@@ -96,9 +96,15 @@ class Victim(StrEnum):
     CODE_SERVER = "code-server"
     WEBSERVER = "webserver"
     API = "api"
+    EVERYTHING = "everything"
     DATABASE = "database"
     RESTART = "database-restart"
     BACKEND = "database-backend"
+
+
+#: Without them nothing is claimed, or no run is executed.
+_CLAIMERS = (Victim.DAEMON, Victim.CODE_SERVER, Victim.EVERYTHING)
+_EXECUTORS = (Victim.WORKER, Victim.POOL, Victim.EVERYTHING)
 
 
 class AbsentVictim(Exception):
@@ -243,7 +249,7 @@ def kill(stack: Stack, victim: Victim, dice: random.Random) -> Kill:
     Raises:
         AbsentVictim: It is not there now.
     """
-    seats = asking(stack.services.database_url, _seats) if victim in (Victim.WORKER, Victim.POOL) else 0
+    seats = asking(stack.services.database_url, _seats) if victim in _EXECUTORS else 0
     processes = find(stack, victim)
     if victim in (Victim.WORKER, Victim.BACKEND):
         processes = [dice.choice(processes)] if processes else []
@@ -264,6 +270,8 @@ def find(stack: Stack, victim: Victim) -> list[psutil.Process]:
         server = _living([pid] if pid else [])
         return _sessions(server) if victim is Victim.BACKEND else server
     children = {child.name: child.process.pid for child in stack._children if child.process}
+    if victim is Victim.EVERYTHING:
+        return _living(list(children.values()))
     if victim not in (Victim.WORKER, Victim.POOL):
         return _living([children[victim.value]])
     workers = _living([pid for name, pid in children.items() if name.startswith("worker")])
@@ -321,9 +329,10 @@ def recovered(stack: Stack, load: Load, death: Kill, *, timeout: float) -> float
     What counts as serving:
 
     - web server, API: it answers by HTTP with status 200
-    - daemon, code server: a request that was claimed after the death is completed (with Celery and Dagster's launcher,
-      where runs wait in Dagster's own queue, one that was started)
-    - worker, pool: a request that was started after the death is completed, and as many warm workers as before live
+    - daemon, code server, everything: a request that was claimed after the death is completed (with Celery and
+      Dagster's launcher, where runs wait in Dagster's own queue, one that was started)
+    - worker, pool, everything: a request that was started after the death is completed, and as many warm workers as
+      before live
     - database: a request that was started after the death is completed
 
     Returns:
@@ -338,10 +347,11 @@ def recovered(stack: Stack, load: Load, death: Kill, *, timeout: float) -> float
 
 
 def _serves(stack: Stack, load: Load, death: Kill) -> Callable[[psycopg.Connection], bool]:
-    claims = death.victim in (Victim.DAEMON, Victim.CODE_SERVER) and stack.services.settings.launcher == "warm"
-    values = [AuditAction.CLAIMED if claims else AuditAction.STARTED, death.at, load.ids]
+    claims = death.victim in _CLAIMERS and stack.services.settings.launcher == "warm"
+    action = AuditAction.CLAIMED if claims else AuditAction.STARTED
 
     def serves(connection: psycopg.Connection) -> bool:
+        values = [action, death.at, load.ids]  # the load may grow meanwhile
         done = connection.execute(_COMPLETED_SINCE, values).fetchone() is not None
         return done and _seats(connection) >= death.seats
 
@@ -421,8 +431,9 @@ def _is_spent(row: dict[str, Any], attempts: int) -> bool:
 
 
 def _settled(url: str, deadline: float) -> None:
-    """A run ends a little after its request; Dagster sends no word."""
-    query = "SELECT count(*) FROM dagster.runs WHERE status = ANY(%s)"
+    """A run ends a little after its request, and leaves the queue after that; nothing sends word of it."""
+    query = """SELECT (SELECT count(*) FROM dagster.runs WHERE status = ANY(%s))
+                    + (SELECT count(*) FROM export_pipeline.export_run_queue)"""
     while asking(url, lambda connection: _only(connection.execute(query, [list(_UNFINISHED)]).fetchone())):
         if time.monotonic() > deadline:
             return
@@ -486,18 +497,17 @@ def orphans(stack: Stack) -> Iterator[str]:
         yield from (f"{folder}: {file}" for file in files if str(file) not in known)
     for row in _ask_all(url, _LEFT, [list(_UNFINISHED)]):
         yield f"{row['what']}: {row['name']}"
-    for process in strays(stack):
+    for process in strays(home):
         yield f"process: {process.pid} {_command(process)[:120]}"
 
 
-def strays(stack: Stack) -> list[psutil.Process]:
-    """Processes of this installation that nobody looks after: whoever started them is gone."""
+def strays(home: Path) -> list[psutil.Process]:
+    """Processes of an installation that nobody looks after: whoever started them is gone. Its database is none."""
     ours = {os.getpid(), *(process.pid for process in _below([psutil.Process()]))}
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            home = process.environ().get("EXPORT_PIPELINE_HOME")
-            if process.pid not in ours and home == str(stack.services.settings.home):
+            if process.pid not in ours and process.environ().get("EXPORT_PIPELINE_HOME") == str(home):
                 found.append(process)
     return found
 

@@ -15,6 +15,7 @@ DATA_PATH = {
     "csv_rss_mb", "json_rss_mb", "idle_rss_mb", "rows",
 }  # fmt: skip
 LATENCY = {"p50_s", "p95_s", "per_minute", "cpu_s_per_request", "plain_p50_s", "p50_vs_plain", "launcher"}
+FAULTS = {"kills", "restarts", "requests", "lost", "doubled", "stuck", "orphans", "max_recovery_s"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,17 @@ def test_api_gives_its_figures(home: Path) -> None:
     assert figures["p99_vs_idle"] == pytest.approx(figures["p99_ms"] / figures["idle_p99_ms"], abs=0.01)
 
 
+def test_faults_gives_its_figures(home: Path) -> None:
+    counts = ("--kills", "1", "--seed", "1", "--rate", "4", "--only", "worker")
+    figures = json.loads(benchmark("faults", *counts, "--json", "--home", str(home)).splitlines()[-1])
+    assert set(figures) >= FAULTS
+    assert (figures["kills"], figures["restarts"]) == (1, 1)
+    assert [figures[name] for name in ("lost", "doubled", "stuck", "orphans")] == [0, 0, 0, 0]
+    assert 0 < figures["max_recovery_s"] < 180
+    assert figures["requests"] > 0
+
+
 def test_the_command_lists_what_there_is() -> None:
     command = [sys.executable, "-m", "benchmarks", "--help"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert {"data-path", "staging", "pdf", "latency", "growth", "api"} <= set(listed.split())
+    assert {"data-path", "staging", "pdf", "latency", "growth", "api", "faults"} <= set(listed.split())

@@ -132,7 +132,7 @@ def test_it_rests_half_a_minute_at_most_and_not_at_all_when_it_was_steady(monkey
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     child, rests = Child(name="doomed", command=[]), []
-    for lived in [0, 0, 0, 0, 0, 0, 0, 61, 0]:
+    for lived in [0, 0, 0, 0, 0, 0, 0, 21, 0]:
         child.begins(ended_with(3))
         now += lived
         died = now
