@@ -19,7 +19,8 @@ from export_pipeline.models import Actor
 def link(
     request_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The request's id.")] = None,
     lifetime: Annotated[
-        int | None, typer.Option(min=1, help="Minutes that the link works; without it EXPORT_PIPELINE_LINK_MINUTES.")
+        int | None,
+        typer.Option(min=1, max=525_600, help="Minutes that the link works; without it EXPORT_PIPELINE_LINK_MINUTES."),
     ] = None,
     revoke: Annotated[str | None, typer.Option(metavar="LINK_ID", help="End this link.")] = None,
     revoke_all: Annotated[bool, typer.Option("--revoke-all", help="End every link of the request.")] = False,

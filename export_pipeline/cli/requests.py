@@ -42,7 +42,7 @@ def request(
         Path | None, typer.Option("--key-out", help="With --passphrase: where the closed key goes.")
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the request has ended; needs `up`.")] = False,
-    timeout: Annotated[float, typer.Option(help="Longest wait, in seconds.")] = 3600.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Longest wait, in seconds.")] = 3600.0,
     as_json: AsJson = False,
 ) -> None:
     """Ask for an export; prints the request's id."""

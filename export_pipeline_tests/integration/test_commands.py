@@ -76,6 +76,16 @@ def test_who_acts_is_the_account_and_not_what_the_environment_says(monkeypatch: 
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    "words", [("link", "x", "--lifetime", "525601"), ("request", "-u", USER, "-t", "user_clicks", "--timeout", "-1")]
+)
+def test_numbers_out_of_bounds_are_wrong_calls(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Invalid value for '--" in done.stderr
+
+
+@pytest.mark.usefixtures("here")
 def test_a_status_that_there_is_not_is_a_wrong_call() -> None:
     """And no empty list: nobody would find what they misspelt."""
     done = run("list", "--status", "complete")
