@@ -108,6 +108,8 @@ class Target:
         status = self.listed.request.status
         if status in _GONE:
             raise FileGone(f"The file was removed: the request is {status.value}.", hint="Request the export again.")
+        if self.listed.over:
+            raise FileGone("There is no file to download: it has expired.", hint="Request the export again.")
         if not self.listed.has_file:
             raise WrongStatus(f"There is no file: the request is {status.value.replace('_', ' ')}.")
 

@@ -14,7 +14,8 @@ from export_pipeline.models import ExportRequest, RequestStatus
 
 _NAMES = tuple(field.name for field in fields(ExportRequest))
 _SELECT = f"""
-SELECT {", ".join(f"r.{name}" for name in _NAMES)}, m.total_records, m.file_size_bytes, m.storage_key
+SELECT {", ".join(f"r.{name}" for name in _NAMES)}, m.total_records, m.file_size_bytes, m.storage_key,
+    m.expires_at <= now() AS over
 FROM export_pipeline.export_requests AS r
 LEFT JOIN export_pipeline.export_metadata AS m ON m.request_id = r.request_id
 """
@@ -37,12 +38,14 @@ class Listed:
         total_records: Rows in the file; None before there is one.
         file_size_bytes: Size of the delivered file.
         has_file: Whether it can be downloaded now.
+        over: Whether it had a file whose time is over; the purge may not have been here yet.
     """
 
     request: ExportRequest
     total_records: int | None
     file_size_bytes: int | None
     has_file: bool
+    over: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,5 +130,6 @@ def _listed(row: dict[str, Any]) -> Listed:
         request=ExportRequest(**values),
         total_records=row["total_records"],
         file_size_bytes=row["file_size_bytes"],
-        has_file=status in _WITH_FILE and row["storage_key"] is not None,
+        has_file=status in _WITH_FILE and row["storage_key"] is not None and not row["over"],
+        over=status in _WITH_FILE and bool(row["over"]),
     )

@@ -236,6 +236,17 @@ def test_a_completed_request_is_shown_fetched_and_deleted(api: Api) -> None:
     assert api.services.vault().keys() == []
 
 
+def test_a_file_whose_time_is_over_is_gone_before_the_purge_was_there(api: Api) -> None:
+    request_id = api.ask()
+    api.export(request_id)
+    with api.services.database.connect() as connection:
+        connection.execute("UPDATE export_pipeline.export_metadata SET expires_at = now()")
+    assert api("GET", f"/api/exports/status/{request_id}").json()["file_url"] is None
+    assert api("GET", "/api/exports").json()["exports"][0]["file_url"] is None
+    for path in (f"download/{request_id}", f"{request_id}/file", f"{request_id}/manifest"):
+        problem(api("GET", f"/api/exports/{path}"), 410, "gone")
+
+
 def test_cancel_and_retry(api: Api) -> None:
     request_id = api.ask()
     problem(api("POST", f"/api/exports/{request_id}/retry"), 409, "wrong-status")
