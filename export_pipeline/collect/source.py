@@ -32,6 +32,10 @@ _SESSION = {
     "row_security": "off",
     # The snapshot is idle while a part is stored and the file is made.
     "idle_in_transaction_session_timeout": "0",
+    # When our machine dies the snapshot must not hold up the source's clean-up for two hours.
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
 }
 #: The snapshot is one transaction for as long as the run takes. Servers before 17 have no such limit.
 _UNLIMITED = "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'"

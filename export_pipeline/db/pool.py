@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from export_pipeline.errors import DatabaseUnavailable, InvalidRequest
 
 _CONNECT_TIMEOUT_S = 10
+#: A machine that loses its power or its network says goodbye to nobody: the server would keep its locks for two hours,
+#: and we would wait a quarter of an hour for an answer. Each side asks after ten silent seconds, and gives up after
+#: fifteen more. On a Unix socket all of this means nothing.
+_OUR_SIDE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+_ITS_SIDE = """
+SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
+       set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '30000', false)
+"""
 
 
 class Database:
@@ -32,7 +42,8 @@ class Database:
             timeout=patience_s,
             # After a restart of the server the pool hands out dead connections unless it asks first.
             check=ConnectionPool.check_connection,
-            kwargs={"application_name": "export-pipeline", "connect_timeout": _CONNECT_TIMEOUT_S},
+            kwargs={"application_name": "export-pipeline", **_patience(url)},
+            configure=_configure,
         )
 
     @contextmanager
@@ -65,13 +76,31 @@ class Database:
             DatabaseUnavailable: The server does not answer.
         """
         try:
-            return psycopg.connect(self.url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S)
+            connection = psycopg.connect(self.url, autocommit=True, **_patience(self.url))
         except psycopg.OperationalError:
             raise _unavailable() from None
+        try:
+            _configure(connection)
+        except psycopg.OperationalError:
+            connection.close()
+            raise _unavailable() from None
+        return connection
 
     def close(self) -> None:
         """Give every connection back."""
         self._pool.close()
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """What the URL does not say itself."""
+    return {name: value for name, value in _OUR_SIDE.items() if name not in conninfo_to_dict(url)} | {
+        "connect_timeout": _CONNECT_TIMEOUT_S
+    }
+
+
+def _configure(connection: psycopg.Connection) -> None:
+    connection.execute(_ITS_SIDE)
+    connection.commit()
 
 
 def _unavailable() -> DatabaseUnavailable:
