@@ -254,8 +254,9 @@ class Settings(BaseSettings):
     def _known_store(cls, url: str | None) -> str | None:
         parts = _split(url or "")
         place = {"file": not parts.netloc and parts.path.strip("/"), "s3": parts.netloc}
-        if url and not place.get(parts.scheme):
-            raise ValueError("must be file:///folder or s3://bucket/prefix")
+        # What follows a ? or # would be left out of the place without a word.
+        if url and (not place.get(parts.scheme) or parts.query or parts.fragment):
+            raise ValueError("must be file:///folder or s3://bucket/prefix; %-encode special characters")
         return url or None
 
     @property

@@ -90,6 +90,8 @@ def test_a_wrong_value_in_a_dotenv_file_is_named_and_not_shown() -> None:
         ("storage_url", "file:///"),
         ("storage_url", "s3://"),
         ("storage_url", "s3:///prefix"),
+        ("storage_url", "file:///exports#2"),
+        ("storage_url", "s3://bucket/what?prefix"),
         ("smtp_url", f"smtp://me:what/{PASSWORD}@host"),
         ("smtp_url", f"smtp://me:{PASSWORD}\N{ACCOUNT OF}@host"),
         ("smtp_url", "smtp://host:submission"),
