@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from export_pipeline.errors import ConfigurationError, FileNotVerified
 from export_pipeline.models import ExportFormat
 from export_pipeline.render.formats import RENDERERS, delivered
 from export_pipeline.render.renderer import FoundPart, Inspection
+from export_pipeline.render.streams import MANIFEST_MOST, gathered
 from export_pipeline.vault import signing
 from export_pipeline.vault.signing import SignerFact
 
@@ -68,8 +70,14 @@ def _format(opened: BinaryIO) -> tuple[ExportFormat, bool]:
         return ExportFormat.JSON, magic.startswith(_GZIP)
     try:
         with zipfile.ZipFile(opened) as archive:
-            return ExportFormat(json.loads(archive.read("manifest.json"))["format"]), False
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, TypeError):
+            with archive.open("manifest.json") as manifest:
+                text = gathered(iter(lambda: manifest.read(_CHUNK), b""), MANIFEST_MOST, "manifest")
+            return ExportFormat(json.loads(text)["format"]), False
+    except FileNotVerified:
+        raise
+    except Exception as error:  # a damaged archive makes the library raise a dozen kinds, some of zlib's and struct's
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:
+            raise  # the disk's, and not of a place before the file's beginning
         raise FileNotVerified("This is no file that export-pipeline delivered, or it is damaged.") from None
 
 

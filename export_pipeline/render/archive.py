@@ -15,7 +15,7 @@ from export_pipeline.models import ExportFormat
 from export_pipeline.pump import ahead
 from export_pipeline.render import zip64
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
-from export_pipeline.render.streams import Digest, json_object
+from export_pipeline.render.streams import MANIFEST_MOST, Digest, gathered, json_object
 
 MANIFEST = "manifest.json"
 
@@ -96,7 +96,7 @@ def read_manifest(content: Iterable[bytes]) -> dict[str, Any]:
         FileNotVerified: It is not written as we write it. JSON can say things in many ways, such as a key twice, and
             two readers could understand it differently.
     """
-    text = b"".join(content)
+    text = gathered(content, MANIFEST_MOST, "manifest")
     manifest = json_object(text, "manifest")
     if text != _written(manifest):
         raise FileNotVerified("The manifest is not written as an export's.")

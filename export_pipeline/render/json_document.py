@@ -13,8 +13,17 @@ from export_pipeline.collect.statements import RowEncoding
 from export_pipeline.errors import FileNotVerified
 from export_pipeline.models import DATA_TYPE_PATTERN, ExportFormat
 from export_pipeline.render.renderer import Document, FoundPart, Inspection
-from export_pipeline.render.streams import Digest, Scanner, gzip_member, gzip_text, json_object
+from export_pipeline.render.streams import (
+    MANIFEST_MOST,
+    Digest,
+    Scanner,
+    gathered,
+    gzip_member,
+    gzip_text,
+    json_object,
+)
 
+_OPENING_MOST = 64 * 1024
 _OPENING = ("user_id", "request_id", "export_date")
 
 
@@ -41,11 +50,11 @@ class JsonRenderer:
     def inspect(self, delivered: Iterable[bytes]) -> Inspection:
         """See `Renderer.inspect`."""
         scanner = Scanner(delivered)
-        opening = _read_opening(b"".join(scanner.until(b',\n"data": {\n')))
+        opening = _read_opening(gathered(scanner.until(b',\n"data": {\n'), _OPENING_MOST, "opening"))
         parts: dict[str, FoundPart] = {}
         after = scanner.exactly(1)
         while after.endswith(b'"'):
-            name = b"".join(scanner.until(b'": [\n')).decode(errors="replace")
+            name = gathered(scanner.until(b'": [\n'), _OPENING_MOST, "name of a data type").decode(errors="replace")
             if name in parts or not DATA_TYPE_PATTERN.fullmatch(name):
                 raise _strange()
             parts[name] = _count(scanner)
@@ -97,7 +106,7 @@ def _read_opening(text: bytes) -> dict[str, str]:
 
 
 def _metadata(scanner: Scanner) -> dict[str, Any]:
-    text = b"".join(scanner.rest())
+    text = gathered(scanner.rest(), MANIFEST_MOST, "metadata")
     closing = json_object(b"{" + text, "metadata")
     metadata = closing.get("metadata")
     if list(closing) != ["metadata"] or not isinstance(metadata, dict):

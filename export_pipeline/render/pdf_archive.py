@@ -20,9 +20,11 @@ from export_pipeline.render import zip64
 from export_pipeline.render.archive import MANIFEST, read_manifest
 from export_pipeline.render.ndjson_archive import NdjsonRenderer
 from export_pipeline.render.renderer import Document, Inspection
-from export_pipeline.render.streams import inflate
+from export_pipeline.render.streams import gathered, inflate
 
 _MAGIC = b"%PDF-"
+#: Bytes of a volume; a full one has some two million.
+_VOLUME_MOST = 256 * 1024 * 1024
 #: Levels of a value that is printed as it stands, and signs of a row that may hold one.
 _DEEP = 100
 _LONG_NUMBER = 4000
@@ -53,7 +55,7 @@ class PdfRenderer(NdjsonRenderer):
             if member.name == MANIFEST:
                 manifest = read_manifest(member.content)
             elif member.name.endswith(".pdf"):
-                volumes.append(_stated(member.name, b"".join(member.content)))
+                volumes.append(_stated(member.name, gathered(member.content, _VOLUME_MOST, "volume")))
             elif member.name.endswith(self.suffix):
                 parts[member.name.removesuffix(self.suffix)] = self.found(member.content)
             else:

@@ -18,6 +18,8 @@ _GZIP = 31
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 #: Output of one decompression step: a hostile or very regular stream may grow a thousandfold.
 _STEP = 1024 * 1024
+#: Bytes of a manifest: that of a thousand data types with a thousand columns each has fewer.
+MANIFEST_MOST = 512 * 1024 * 1024
 
 
 def gzip_member(deflated: Iterable[bytes], crc32: int, size: int) -> Iterator[bytes]:
@@ -86,6 +88,28 @@ def _steps(decompressor: isal_zlib.Decompress, data: bytes) -> Iterator[bytes]:
             data = decompressor.unconsumed_tail
     except isal_zlib.error:  # type: ignore[misc]
         raise FileNotVerified("The file is damaged.") from None
+
+
+def gathered(pieces: Iterable[bytes], most: int, what: str) -> bytes:
+    """Join the pieces of something small in a delivered file.
+
+    What is far too large is no such thing, and is refused before it is in memory: somebody may have named a wrong file,
+    or packed a great deal of nothing.
+
+    Args:
+        pieces: To be joined.
+        most: Bytes that it may have.
+        what: Its name, for the error.
+
+    Raises:
+        FileNotVerified: It has more.
+    """
+    joined = bytearray()
+    for piece in pieces:
+        joined += piece
+        if len(joined) > most:
+            raise FileNotVerified(f"The file has no readable {what}.")
+    return bytes(joined)
 
 
 def json_object(text: bytes, what: str) -> dict[str, Any]:
