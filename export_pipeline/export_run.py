@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -139,6 +139,7 @@ class ExportRun:
         self._retention = retention
         self._collected: set[str] = set()
         self._made: str | None = None
+        self._planned = False
         self._escape_formulas = escape_formulas
         self._reopen = reopen
         self._request: ExportRequest | None = None
@@ -162,13 +163,12 @@ class ExportRun:
         # Whatever earlier runs left: this one owns the request now.
         self._vault.delete_below(self.request_id)
         self._work.delete_below(self.request_id)
-        kind, form = request_type(request.request_type), export_format(request.format)
-        configs = self._data_types.all()
-        chosen = requested_types(kind, request.data_types, configs)
-        require_profile(request.anonymize, chosen)
-        snapshot = self._take_snapshot()
-        planned = tuple(self._plan_type(snapshot, config) for config in chosen)
-        self._refuse_unknown_user(snapshot, planned, [config for config in configs if config not in chosen])
+        form, configs = export_format(request.format), self._data_types.all()
+        planned = self._plan_types(request, configs)
+        chosen = {one.data_type for one in planned}
+        others = [config for config in configs if config.data_type not in chosen]
+        self._refuse_unknown_user(self._take_snapshot(), planned, others)
+        self._planned = True
         return ExportPlan(format=form, types=planned)
 
     def collect(self, plan: ExportPlan, data_type: str) -> Part:
@@ -178,8 +178,10 @@ class ExportRun:
             SourceError: The source went away or refused; the part is not there.
             VaultError: The part could not be stored.
             RunNotEntitled: Another run owns the request.
+            InvalidRequest: The plan is one of another run, and would be another one now.
         """
         request = self._begin()
+        self._require_same(request, plan)
         planned = next(planned for planned in plan.types if planned.data_type == data_type)
         snapshot = self._take_snapshot()
         self._give_keys(snapshot, planned.extract)
@@ -204,11 +206,12 @@ class ExportRun:
         """Make the delivered file out of the parts, store it sealed, and read it back.
 
         Raises:
-            InvalidRequest: No data type could be collected.
+            InvalidRequest: No data type could be collected, or the plan is out of date.
             FileNotVerified: What was read back is not what was collected.
             SourceError, VaultError, RunNotEntitled: As above.
         """
         request = self._begin()
+        self._require_same(request, plan)
         if not parts:
             raise InvalidRequest(f"No data type could be exported: {_sentence(not_exported)}.")
         parts = self._complete(plan, parts)
@@ -371,6 +374,22 @@ class ExportRun:
         if not request.anonymize:
             return request.user_id
         return pseudonym(self._pseudonym_key(self._purpose(HashScope.EXPORT)), request.user_id)
+
+    def _plan_types(self, request: ExportRequest, configs: Sequence[DataTypeConfig]) -> tuple[PlannedType, ...]:
+        chosen = requested_types(request_type(request.request_type), request.data_types, configs)
+        require_profile(request.anonymize, chosen)
+        snapshot = self._take_snapshot()
+        return tuple(self._plan_type(snapshot, config) for config in chosen)
+
+    def _require_same(self, request: ExportRequest, plan: ExportPlan) -> None:
+        """A re-execution from a failure has the plan of the run before it. Meanwhile somebody may have mended the
+        configuration, and what should have been hidden would still be exported."""
+        if self._planned:
+            return
+        now = self._plan_types(request, self._data_types.all())
+        if [replace(one, note="") for one in now] != [replace(one, note="") for one in plan.types]:
+            raise InvalidRequest("The configuration has changed since this was planned.", hint="Retry the request.")
+        self._planned = True
 
     def _plan_type(self, snapshot: Snapshot, config: DataTypeConfig) -> PlannedType:
         table = catalogue.describe(snapshot, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from export_pipeline import leftovers, wiring
 from export_pipeline.collect.parts import Part
-from export_pipeline.errors import VaultError
+from export_pipeline.errors import InvalidRequest, VaultError
 from export_pipeline.export_run import ExportRun
 from export_pipeline.models import Actor, RequestStatus
 from export_pipeline.plan import ExportPlan
@@ -81,6 +82,34 @@ def test_a_reexecution_from_failure_collects_what_is_not_there(here: Services, t
     file = delivered_file(here, run.request_id)
     assert {name: len(rows) for name, rows in file["data"].items()} == {part.data_type: part.rows for part in parts}
     assert work(there) == []
+
+
+@pytest.mark.parametrize("step", ["collect", "render_and_store"])
+def test_a_reexecution_does_not_follow_a_plan_that_would_be_another_one_now(here: Services, step: str) -> None:
+    """Who mends an anonymisation and lets Dagster go on from the failure must not get what was to be hidden."""
+    run = begin(here)
+    plan, parts = collect(run)
+    ticket = json.loads(json.dumps(plan.ticket()))
+    here.requests.fail(run.request_id, run_id="run-1", message="it broke")
+    run.close()
+    [clicks] = [config for config in here.data_types.all() if config.data_type == "user_clicks"]
+    hidden = replace(clicks, anonymization={"always": {"element_id": "drop"}})
+
+    def go_on(run_id: str) -> None:
+        again = here.run(run.request_id, run_id, reopen=True)
+        try:
+            if step == "collect":
+                again.collect(ExportPlan.from_ticket(ticket), "user_profile")
+            else:
+                again.render_and_store(ExportPlan.from_ticket(ticket), parts, {})
+        finally:
+            here.requests.fail(run.request_id, run_id=run_id, message="it broke again")
+            again.close()
+
+    go_on("run-2")
+    here.data_types.apply([hidden], ADMIN)
+    with pytest.raises(InvalidRequest, match="configuration has changed"):
+        go_on("run-3")
 
 
 @pytest.mark.parametrize("cleared", [True, False])
