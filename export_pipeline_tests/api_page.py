@@ -70,7 +70,7 @@ _RULES = """
   again.
 - **Files** come whole or, with `Range`, in pieces, by a link as with a token: [what clients may rely
   on](links.md#the-download).
-- **Bodies** have at most 64 KiB.
+- **Bodies** have at most 64 KiB, headers 512 KiB, and a request must have come within a minute.
 - **Browsers**: no page of another origin may call, unless `EXPORT_PIPELINE_API_CORS_ORIGINS` names it. Answers are
   not stored, not framed, and run nothing. `EXPORT_PIPELINE_API_HSTS` belongs behind TLS.
 - **Proxies**: X-Forwarded-For and X-Forwarded-Proto count only when a proxy in

@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from export_pipeline import settings
+from export_pipeline.api.http_protocol import BoundedRequests
 from export_pipeline.errors import ExportPipelineError
 
 _GRACE_S = 5
@@ -23,6 +24,7 @@ def main() -> None:
         factory=True,
         host=chosen.api_host,
         port=chosen.api_port,
+        http=BoundedRequests,
         server_header=False,
         # Paths hold the ids of people; the figures count calls by route instead.
         access_log=False,
