@@ -503,13 +503,16 @@ def orphans(stack: Stack) -> Iterator[str]:
 
 def strays(home: Path) -> list[psutil.Process]:
     """Processes of an installation that nobody looks after: whoever started them is gone. Its database is none."""
-    ours = {os.getpid(), *(process.pid for process in _below([psutil.Process()]))}
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.pid not in ours and process.environ().get("EXPORT_PIPELINE_HOME") == str(home):
+            if process.environ().get("EXPORT_PIPELINE_HOME") == str(home) and not _is_ours(process):
                 found.append(process)
     return found
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    return os.getpid() in {process.pid, *(parent.pid for parent in process.parents())}
 
 
 def _ask_all(url: str, query: str, values: Sequence[object] = ()) -> list[dict[str, Any]]:

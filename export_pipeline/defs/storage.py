@@ -11,18 +11,32 @@ second of a run's step events and log lines; a change of a run's status is alway
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
 
-from dagster import DagsterEventType, EventLogEntry
-from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage
+from dagster import DagsterEvent, DagsterEventType, EventLogEntry
+from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL
 
-from export_pipeline.defs.internals import ConfigurableClassData, UserConfigSchema, insert_events, share_pool
+from export_pipeline.defs.internals import (
+    UNAVAILABLE,
+    ConfigurableClassData,
+    UserConfigSchema,
+    insert_events,
+    share_pool,
+)
 from export_pipeline.defs.process import services
+from export_pipeline.errors import DatabaseUnavailable
+
+_T = TypeVar("_T")
 
 _FLUSH_S = 0.25
+_AGAIN_S = 0.5
+#: What a restart of the server takes, and something more.
+_OUTLAST_S = 15.0
 #: Everything else changes a run's status, is read by other processes, or goes to more tables than one.
 _MAY_WAIT = frozenset(
     {
@@ -65,8 +79,8 @@ class BufferedEventLogStorage(PostgresEventLogStorage):
                 self._waiting.append(event)
                 self._some.set()
                 return
-            self.flush()
-            super().store_event(event)
+            outlast(self.flush)
+            outlast(lambda: PostgresEventLogStorage.store_event(self, event))
 
     def flush(self) -> None:
         """Write what waits, in one statement."""
@@ -87,11 +101,39 @@ class BufferedEventLogStorage(PostgresEventLogStorage):
                 self._some.set()
 
 
+class LastingRunStorage(PostgresRunStorage):
+    """Runs, whose changes of status outlast a server that is away for a moment."""
+
+    def handle_run_event(self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None) -> None:
+        """Change the status of a run as an event says."""
+        outlast(lambda: PostgresRunStorage.handle_run_event(self, run_id, event, update_timestamp))
+
+
+def outlast(write: Callable[[], _T]) -> _T:
+    """Write, again when the server was away or ended the connection.
+
+    Else a run whose last event met the restart of a server would say that it succeeded, and then that it failed. What
+    had got through without an answer is written twice: that does no harm.
+
+    Raises:
+        Exception: The server stays away.
+    """
+    deadline = time.monotonic() + _OUTLAST_S
+    while True:
+        try:
+            return write()
+        except (*UNAVAILABLE, DatabaseUnavailable):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_AGAIN_S)
+
+
 class SettingsPostgresStorage(DagsterPostgresStorage):
     """`DagsterPostgresStorage` whose URL comes from `EXPORT_PIPELINE_DATABASE_URL` or the embedded server."""
 
     def __init__(self, postgres_url: str, inst_data: ConfigurableClassData | None = None) -> None:
         super().__init__(postgres_url=postgres_url, inst_data=inst_data)
+        self._run_storage: PostgresRunStorage = LastingRunStorage(postgres_url)
         self._event_log_storage: PostgresEventLogStorage = BufferedEventLogStorage(postgres_url)
         share_pool(postgres_url, self._run_storage, self._event_log_storage, self._schedule_storage)
 

@@ -10,11 +10,13 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
-from sqlalchemy.exc import SQLAlchemyError
+from dagster_postgres import PostgresEventLogStorage
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from export_pipeline.defs import storage as module
 from export_pipeline.defs.internals import insert_events
 from export_pipeline.defs.storage import BufferedEventLogStorage, dagster_url
+from export_pipeline.errors import DatabaseUnavailable
 
 RUN = "0f0f0f0f-0000-4000-8000-000000000000"
 
@@ -75,3 +77,40 @@ def test_an_outage_delays_what_waits_and_ends_nothing(
     wait_until(lambda: written(server) == 1)
     storage.store_event(said("after"))
     wait_until(lambda: written(server) == 2)
+
+
+def test_the_end_of_a_run_outlasts_an_answer_that_is_lost(
+    storage: BufferedEventLogStorage, server: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server dies when it has written, and before it says so: the run has not failed."""
+    write, lost = PostgresEventLogStorage.store_event, [1]
+
+    def lose_the_answer(self: PostgresEventLogStorage, event: dg.EventLogEntry) -> None:
+        write(self, event)
+        if lost.pop():
+            lost.append(0)
+            raise OperationalError("INSERT", {}, Exception("server closed the connection unexpectedly"))
+
+    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(PostgresEventLogStorage, "store_event", lose_the_answer)
+    ended = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_SUCCESS.value, job_name="job")
+    storage.store_event(
+        dg.EventLogEntry(
+            error_info=None, level=20, user_message="", run_id=RUN, timestamp=time.time(), dagster_event=ended
+        )
+    )
+    assert written(server) == 2, "twice does no harm"
+
+
+def test_what_does_not_pass_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "_OUTLAST_S", 0.05)
+    tried = []
+
+    def refuse() -> None:
+        tried.append(1)
+        raise DatabaseUnavailable("It is away.")
+
+    with pytest.raises(DatabaseUnavailable):
+        module.outlast(refuse)
+    assert len(tried) > 1
