@@ -45,6 +45,7 @@ def test_staging_and_pdf(home: Path) -> None:
         assert json.loads(out.splitlines()[-1])[key] > 0
 
 
+@pytest.mark.slow
 def test_latency_gives_its_figures(home: Path) -> None:
     """One contestant stands for all: the one with most around it."""
     counts = ("--only", "celery", "--requests", "1", "--flood", "10")
@@ -56,6 +57,7 @@ def test_latency_gives_its_figures(home: Path) -> None:
     assert [figures[name] for name in ("p50_s", "plain_p50_s", "p50_vs_plain")] == [None, None, None], "not measured"
 
 
+@pytest.mark.slow
 def test_api_gives_its_figures(home: Path) -> None:
     counts = ("--clients", "3", "--seconds", "1", "--rows", "2000")
     figures = json.loads(benchmark("api", *counts, "--json", "--home", str(home)).splitlines()[-1])
@@ -64,6 +66,7 @@ def test_api_gives_its_figures(home: Path) -> None:
     assert figures["p99_vs_idle"] == pytest.approx(figures["p99_ms"] / figures["idle_p99_ms"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_faults_gives_its_figures(home: Path) -> None:
     counts = ("--kills", "1", "--seed", "1", "--rate", "4", "--only", "worker")
     figures = json.loads(benchmark("faults", *counts, "--json", "--home", str(home)).splitlines()[-1])
