@@ -5,12 +5,15 @@ notice; when notices fail, the rounds go on as before.
 """
 
 import argparse
+import socket
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import dagster as dg
 import psycopg
+import yaml
 
 from export_pipeline.defs.internals import capture_interrupts, run_daemons
 from export_pipeline.defs.process import services
@@ -23,6 +26,7 @@ _AGAIN_S = 0.25
 #: Rounds in vain after which the regular ones do: somebody may have switched the sensor off.
 _PATIENCE = 8
 _RECONNECT_S = 5.0
+_CODE_SERVER_S = 30.0
 
 
 class Bell:
@@ -71,11 +75,24 @@ def _claimable(instance: dg.DagsterInstance) -> bool:
     return False
 
 
+def _await_code_server(workspace: Path) -> None:
+    """Begin when the code server of this machine is there, if it comes soon: Dagster looks again only seconds later."""
+    locations = yaml.safe_load(workspace.read_text(encoding="utf-8"))["load_from"]
+    sockets = [path for location in locations if (path := location.get("grpc_server", {}).get("socket"))]
+    deadline = time.monotonic() + _CODE_SERVER_S
+    while sockets and time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(sockets[0]) == 0:
+                return
+        time.sleep(0.1)  # a socket sends no word
+
+
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("-w", "--workspace", required=True)
     options = parser.parse_args()
+    _await_code_server(Path(options.workspace))
     with suppress(KeyboardInterrupt), capture_interrupts(), dg.DagsterInstance.get() as instance:  # asked to end
         bell = Bell(instance)
         with run_daemons(instance, options.workspace, bell.wait, bell.ring) as wait_for_the_end:
