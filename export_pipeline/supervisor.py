@@ -41,6 +41,7 @@ UI = [sys.executable, "-m", "export_pipeline.defs.ui"]
 API = [sys.executable, "-m", "export_pipeline.api"]
 _START_S = 120.0
 _STOP_S = 15.0
+_GONE_S = 5.0
 _POLL_S = 0.1
 _WATCH_S = 0.1
 _REVIVE_S = 0.5
@@ -362,6 +363,17 @@ def _end(process: subprocess.Popen[bytes], deadline: float) -> None:
         process.wait(max(0.0, deadline - time.monotonic()))
     _end_group(process)
     process.wait()
+    # What it had started holds locks until it is gone: the embedded database would count as used, and stay.
+    deadline = time.monotonic() + _GONE_S
+    while _group_lives(process) and time.monotonic() < deadline:
+        time.sleep(_POLL_S / 10)
+
+
+def _group_lives(process: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, 0)
+        return True
+    return False
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
