@@ -186,9 +186,12 @@ def test_a_child_whose_parent_was_killed_before_it_could_ask_ends_too(tmp_path: 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's help")
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "import os, subprocess, sys, time\n"
+        "import os, signal, subprocess, sys, time\n"
         "from functools import partial\n"
         "from export_pipeline.parent import end_with_parent\n"
+        # Whoever runs the tests may have it blocked, or ignore it.
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "signal.pthread_sigmask(signal.SIG_SETMASK, [])\n"
         "ask = partial(end_with_parent, os.getpid())\n"
         "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "print(subprocess.Popen(sleep, preexec_fn=ask).pid, flush=True)\n"
