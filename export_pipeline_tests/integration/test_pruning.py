@@ -339,9 +339,10 @@ _CHILD = """
 import os
 from datetime import timedelta
 from export_pipeline.db.pool import Database
-from export_pipeline.defs.pruning import Pruning
+from export_pipeline.defs import pruning
 database = Database(os.environ["URL"])
-Pruning(database=database, partitions_def="export_requests", keep=1, age=timedelta(days=1)).run()
+pruning._BATCH = 10  # so that there is a middle, however busy the machine is
+pruning.Pruning(database=database, partitions_def="export_requests", keep=1, age=timedelta(days=1)).run()
 """
 
 

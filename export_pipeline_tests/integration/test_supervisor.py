@@ -204,3 +204,27 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     wait_for(lambda: not lives(child))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the dead count")
+def test_who_is_dead_and_not_buried_is_not_waited_for() -> None:
+    """As where the first process of a container does not look after orphans."""
+    program = (
+        "import os, sys, time\n"
+        "if os.fork() == 0: os._exit(0)\n"
+        "os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)\n"
+        "print(flush=True)\n"
+        "time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    assert process.stdout.readline()
+    [orphan] = psutil.Process(process.pid).children()
+    assert orphan.status() == psutil.STATUS_ZOMBIE
+    assert supervisor._group_lives(process), "its parent lives"
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not supervisor._group_lives(process), "both are dead, one is not buried"
+    process.wait()
+    process.stdout.close()
