@@ -10,20 +10,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.client import HTTPException, HTTPMessage
-from typing import IO, Any
-from urllib.error import HTTPError, URLError
+from typing import Any
 from urllib.parse import quote_plus, urlencode, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request
 
 from export_pipeline.errors import NotAuthenticated
 from export_pipeline.identity import Principal
-from export_pipeline.sign_in.oidc import MAX_ANSWER, TIMEOUT_S, Verifier, unavailable
+from export_pipeline.sign_in.oidc import Verifier
+from export_pipeline.sign_in.provider_http import ask, unavailable
 from export_pipeline.sign_in.tokens import LEEWAY_S, Issuer
 
 #: Within it a person must have typed their password at the provider.
@@ -195,41 +193,17 @@ class CodeFlow:
         return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
-class _NoRedirects(HTTPRedirectHandler):
-    """A secret and a code are for one address alone."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> None:
-        """Follow nothing."""
-
-
 def _post(url: str, form: Mapping[str, str], headers: Mapping[str, str]) -> dict[str, Any]:
     request = Request(url, urlencode(form).encode(), dict(headers))  # noqa: S310 - `endpoint` looked at it
-    try:
-        with build_opener(_NoRedirects).open(request, timeout=TIMEOUT_S) as response:
-            answer = json.loads(response.read(MAX_ANSWER))
-    except HTTPError as error:
-        with error:
-            raise _refused(error) from None
-    except (URLError, OSError, ValueError, HTTPException, RecursionError) as error:
-        raise unavailable(f"it does not answer as it should ({type(error).__name__})") from None
-    if not isinstance(answer, dict):
-        raise unavailable("it does not answer as it should")
-    return answer
+    return ask(request, said_no=_refused)
 
 
-def _refused(error: HTTPError) -> Exception:
-    try:
-        said = json.loads(error.read(MAX_ANSWER))
-        kind = said.get("error") if isinstance(said, dict) else None
-    except (OSError, ValueError, HTTPException, RecursionError):
-        kind = None
+def _refused(status: int, kind: object) -> Exception:
     if kind == "invalid_grant":
         return NotAuthenticated("The code of this sign-in does not count (any more).", reason="code_refused")
     if kind in {"invalid_client", "unauthorized_client"}:
         return unavailable("it does not know EXPORT_PIPELINE_OIDC_CLIENT_ID, or not with this secret")
-    return unavailable(f"it answers {error.code}")
+    return unavailable(f"it answers {status}")
 
 
 def _challenge(verifier: str) -> str:

@@ -8,23 +8,21 @@ person's (503, never 401); keys that we have go on counting for a day.
 from __future__ import annotations
 
 import hmac
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from http.client import HTTPException
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 
 import jwt
 
 from export_pipeline.errors import IdentityProviderUnavailable, NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.sign_in.claims import Claims, refused, subject
+from export_pipeline.sign_in.provider_http import ask, unavailable
 from export_pipeline.sign_in.tokens import LEEWAY_S
 
 #: Kind of key → how it may sign. Only keys with a public half: what anybody can read must not be what signs.
@@ -40,8 +38,6 @@ _FRESH_S = timedelta(hours=1).total_seconds()
 _USABLE_S = timedelta(days=1).total_seconds()
 _ASK_AGAIN_S = 60.0
 _ASK_AGAIN_AFTER_FAILURE_S = 5.0
-TIMEOUT_S = 5.0
-MAX_ANSWER = 1_000_000  # bytes
 _REQUIRED = ["exp", "iat", "iss", "aud"]
 
 
@@ -269,22 +265,4 @@ def _signs(key: Any) -> bool:
 def _fetch(url: str) -> dict[str, Any]:
     if not secure(url):
         raise unavailable("it names an address that is not https://")
-    try:
-        request = Request(url, headers={"Accept": "application/json"})  # noqa: S310 - `secure` looked at it
-        with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
-            if not secure(response.url):
-                raise unavailable("it leads to an address that is not https://")
-            answer = json.loads(response.read(MAX_ANSWER))
-    except (URLError, OSError, ValueError, HTTPException, RecursionError) as error:
-        raise unavailable(f"it does not answer as it should ({type(error).__name__})") from None
-    if not isinstance(answer, dict):
-        raise unavailable("it does not answer as it should")
-    return answer
-
-
-def unavailable(why: str) -> IdentityProviderUnavailable:
-    """Say what is wrong with the provider."""
-    return IdentityProviderUnavailable(
-        f"The identity provider cannot be used now: {why}.",
-        hint="Check EXPORT_PIPELINE_OIDC_ISSUER, and try again.",
-    )
+    return ask(Request(url, headers={"Accept": "application/json"}))  # noqa: S310 - `secure` looked at it

@@ -259,7 +259,10 @@ class Counting:
             def do_GET(self) -> None:
                 counting.asked.append(self.path)
                 body = json.dumps(counting.answer(self.path)).encode()
-                self.send_response(200)
+                moved = counting.answers.get("moved", {}).get(self.path)
+                self.send_response(307 if moved else 200)
+                if moved:
+                    self.send_header("Location", moved)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -290,6 +293,15 @@ def public(key: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in key.items() if name in {"kty", "n", "e", "crv", "x", "y", "kid", "use", "alg"}
     }
+
+
+def test_no_answer_leads_us_to_another_address() -> None:
+    """One within this network, say, that the provider cannot reach and we can."""
+    with Counting() as elsewhere, Counting(moved={"/keys": f"{elsewhere.issuer}/keys"}) as provider:
+        with pytest.raises(IdentityProviderUnavailable, match="307"):
+            provider.verifier(Clock()).verify(forged(provider))
+        assert provider.asked[-1] == "/keys"
+        assert elsewhere.asked == []
 
 
 def test_strangers_cannot_make_us_ask() -> None:
