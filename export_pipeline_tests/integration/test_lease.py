@@ -116,6 +116,20 @@ def test_whoever_waits_gets_it_when_the_holder_lets_go(
     assert holders(admin) != before
 
 
+def test_it_is_free_as_soon_as_the_holder_has_let_go(
+    tables_url: str, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = RequestLease(Database(tables_url), "r")
+    lease.acquire()
+    connection = lease._connection
+    assert connection
+    with monkeypatch.context() as busy:
+        busy.setattr(connection, "close", lambda: None)  # as a server that notices the end of a session late
+        lease.release()
+        assert holders(admin) == []
+    connection.close()
+
+
 def test_another_process_keeps_it_and_its_death_frees_it(
     lease_on: Callable[[str], RequestLease],
     tables_url: str,
