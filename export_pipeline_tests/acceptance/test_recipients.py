@@ -24,7 +24,11 @@ def test_a_row_with_a_recipient_becomes_a_file_for_it_alone(running: Running) ->
         pyrage.decrypt(file, list(keys.load(key_file(running.stack.services.settings)).identities))
 
 
-@pytest.mark.parametrize("recipient", ["", "age1nonsense", "ssh-dss AAAA", f"{x25519.Identity.generate()}"])
+@pytest.mark.parametrize(
+    "recipient",
+    ["", "age1nonsense", "ssh-dss AAAA", f"{x25519.Identity.generate()}"],
+    ids=["empty", "nonsense", "another kind", "private"],
+)
 def test_a_row_with_a_bad_recipient_fails_with_a_reason(running: Running, recipient: str) -> None:
     ended = running.wait(running.insert(data_types=["user_clicks"], recipient=recipient))
     assert ended.status is RequestStatus.FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_age_keys_are_taken() -> None:
         *WEAK,
         *WEAK_SSH,
     ],
+    ids=itertools.count(),
 )
 def test_what_is_no_public_key_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(InvalidRequest, match="not a public key that a file can be sealed for") as caught:
@@ -97,7 +99,9 @@ def test_what_is_no_public_key_is_refused_and_not_repeated(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [str(x25519.Identity.generate()), ED25519[0].decode(), f"# mine\n{x25519.Identity.generate()}"]
+    "text",
+    [str(x25519.Identity.generate()), ED25519[0].decode(), f"# mine\n{x25519.Identity.generate()}"],
+    ids=["age", "ssh", "after a comment"],
 )
 def test_a_private_key_is_refused_as_such(text: str) -> None:
     with pytest.raises(InvalidRequest, match="private key: give its public half") as caught:
