@@ -1,8 +1,9 @@
-"""One real PostgreSQL for the whole session, and throw-away databases made from templates in milliseconds."""
+"""One real PostgreSQL for each process of tests, and throw-away databases made from templates in milliseconds."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,13 @@ from export_pipeline.db.migrate import migrate
 from export_pipeline.settings import Settings
 
 _numbers = itertools.count(1)
+_MOST_PROCESSES = 8
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are processors, because tests of whole installations mostly wait; none for single files."""
+    folders = any(Path(argument.partition("::")[0]).is_dir() for argument in config.args)
+    return min(_MOST_PROCESSES, (os.cpu_count() or 1) + 1) if folders else 0
 
 
 def database_url(server_url: str, name: str) -> str:
@@ -26,7 +34,7 @@ def database_url(server_url: str, name: str) -> str:
 
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the session's server (as superuser), on the database that nobody uses for tests."""
+    """URL of this process's server (as superuser), on the database that nobody uses for tests."""
     with embedded.lease(Settings(_env_file=None, home=tmp_path_factory.mktemp("server"))) as lease:
         yield lease.server.url
 
