@@ -27,6 +27,7 @@ from urllib.parse import quote
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
+from export_pipeline import log_file
 from export_pipeline.errors import ConfigurationError, DatabaseUnavailable
 from export_pipeline.file_lock import FileLock
 from export_pipeline.postgres import account, postmaster
@@ -47,7 +48,6 @@ _RECOVERY_S = 30.0  # before a stop
 _RETRY_S = 15.0  # until what a killed server left behind is gone
 _SILENT_S = 10.0  # a living server that does not answer at all
 _POLL_S = 0.02
-_LOG_MAX = 5_000_000  # bytes
 
 #: Causes of a failed start that pass by themselves, or that the next attempt clears away.
 _PASSING = ("shared memory block", "lock file")
@@ -171,6 +171,11 @@ def is_running(settings: Settings) -> bool:
         return place.folder.is_dir() and _ping(find_socket_dir(place)) == pq.Ping.OK
 
 
+def log(settings: Settings) -> Path:
+    """Where the server of this state folder says what it does."""
+    return _place(settings).log
+
+
 def _place(settings: Settings) -> Place:
     return Place(home=settings.home.resolve())
 
@@ -265,7 +270,7 @@ def _start(place: Place, socket_dir: Path, programs: Programs) -> None:
     began = time.monotonic()
     while True:
         _clear_stale(place, socket_dir)
-        _shorten(place.log)
+        log_file.bound(place.log)
         offset = place.log.stat().st_size if place.log.exists() else 0
         server = programs.start(options(place.data, socket_dir), place.log, place.data)
         if _became_ready(server, socket_dir):
@@ -331,16 +336,10 @@ def _clear_stale(place: Place, socket_dir: Path) -> None:
         (place.data / "postmaster.pid").unlink(missing_ok=True)
 
 
-def _shorten(log: Path) -> None:
-    """Keep one older part of a long log. Only while no server writes to it."""
-    if log.exists() and log.stat().st_size > _LOG_MAX:
-        log.replace(log.with_name(f"{log.name}.1"))
-
-
 def _said_since(log: Path, offset: int) -> str:
     with log.open("rb") as file:
         file.seek(offset)
-        return file.read(_LOG_MAX).decode(errors="replace")
+        return file.read(log_file.LIMIT).decode(errors="replace")
 
 
 # --- this process

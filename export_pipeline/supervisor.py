@@ -2,7 +2,7 @@
 
 Children run in sessions of their own, so Ctrl-C of the terminal reaches only us and we end them in order; on Linux the
 kernel ends them when we are killed. One that dies is started again, and what it had started is ended. What they print
-goes to files in the state folder.
+goes to files in the state folder, which are kept within bounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from urllib.request import urlopen
 
 import psycopg
 
-from export_pipeline import dagster_home, leftovers, wiring
+from export_pipeline import dagster_home, embedded, leftovers, log_file, wiring
 from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.file_lock import FileLock
 from export_pipeline.parent import end_with_parent
@@ -45,12 +45,11 @@ _GONE_S = 5.0
 _POLL_S = 0.1
 _WATCH_S = 0.1
 _REVIVE_S = 0.5
-_CLEAR_S = 60.0
+_TIDY_S = 60.0
 #: A child that lived for so long is started again at once. One that dies sooner rests, each time twice as long.
 _STEADY_S = 20.0
 _REST_S = 1.0
 _REST_MAX_S = 30.0
-_LOG_MAX = 10_000_000  # bytes
 _HOST = "127.0.0.1"
 _CELERY_APP = "export_pipeline.defs.celery_app"
 
@@ -130,7 +129,7 @@ class Stack:
 
         The kernel ties a child's life to the thread that started it, so this thread outlives the children.
         """
-        revived, cleared = 0.0, 0.0
+        revived, tidied = 0.0, 0.0
         while not self._stopping.wait(_WATCH_S):
             now = time.monotonic()
             # Whatever cannot be done now is tried again at the next look: an error that ended this thread would end the
@@ -139,14 +138,19 @@ class Stack:
                 if now - revived > _REVIVE_S:
                     revived = now
                     self.services.revive()
-                if now - cleared > _CLEAR_S:
-                    cleared = now
+                if now - tidied > _TIDY_S:
+                    tidied = now
+                    self._bound_logs()  # first: it needs no database
                     self._clear()
             for child in self._children:
                 if child.ended:
                     with contextlib.suppress(OSError):  # a full disk, or no process left
                         self._restart(child)
         self._stopped.wait()
+
+    def _bound_logs(self) -> None:
+        for log in (*self.log_folder.glob("*.log"), embedded.log(self.services.settings)):
+            log_file.bound(log)
 
     def _clear(self) -> None:
         services = self.services
@@ -159,9 +163,8 @@ class Stack:
 
     def _start(self, child: Child) -> None:
         log = self.log_folder / f"{child.name}.log"
-        if log.exists() and log.stat().st_size > _LOG_MAX:
-            log.replace(log.with_suffix(".log.1"))
-        with log.open("ab") as out:
+        log_file.bound(log)
+        with log_file.open_log(log) as out:
             child.begins(
                 subprocess.Popen(
                     child.command,

@@ -17,7 +17,7 @@ import psutil
 import psycopg
 import pytest
 
-from export_pipeline import supervisor, wiring
+from export_pipeline import embedded, log_file, supervisor, wiring
 from export_pipeline.errors import ConfigurationError
 from export_pipeline.parent import end_with_parent
 from export_pipeline.settings import Settings
@@ -31,6 +31,14 @@ PARENT = [
     "import subprocess, sys, time\n"
     "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid, flush=True)\n"
     "time.sleep(600)",
+]
+
+#: Prints numbered lines for as long as it lives.
+TALKER = [
+    sys.executable,
+    "-c",
+    "import itertools, time\n"
+    "for number in itertools.count(): print(f'line {number:012}', flush=True) or time.sleep(0.001)",
 ]
 
 
@@ -113,11 +121,53 @@ def test_a_database_that_refuses_does_not_end_the_watch(
                 refused.set()
                 raise
 
-        monkeypatch.setattr(supervisor, "_CLEAR_S", 0.0)
+        monkeypatch.setattr(supervisor, "_TIDY_S", 0.0)
         monkeypatch.setattr(stack, "_clear", watched)
         assert refused.wait(PATIENCE_S)
         connection.execute("ALTER TABLE export_pipeline.away RENAME TO export_requests")
     wait_for(lambda: not (services.settings.home / "work" / "request").exists())
+
+
+def test_a_log_is_bounded_while_its_child_goes_on_printing(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_file, "LIMIT", 4000)
+    supervisor._add(stack, "talker", TALKER)
+    log, older = stack.log_folder / "talker.log", stack.log_folder / "talker.log.1"
+    wait_for(lambda: log.stat().st_size > 2 * log_file.LIMIT)  # nobody looks for a minute
+    bounded = threading.Event()
+    bound = stack._bound_logs
+
+    def bound_once() -> None:
+        if not bounded.is_set():
+            bound()
+            bounded.set()
+
+    monkeypatch.setattr(stack, "_bound_logs", bound_once)
+    monkeypatch.setattr(supervisor, "_TIDY_S", 0.0)
+    assert bounded.wait(PATIENCE_S)
+    [child] = stack._children
+    wait_for(lambda: log.stat().st_size > log_file.LIMIT)
+    lines = log.read_bytes().splitlines()[:-1]
+    first = int(lines[0].removeprefix(b"line "))
+    assert lines == [b"line %012d" % number for number in range(first, first + len(lines))], "no hole, none missing"
+    assert first > 2 * log_file.LIMIT / len(b"line 000000000000\n"), "it is not the beginning that was kept"
+    assert older.stat().st_size <= log_file.LIMIT
+    assert {file.stat().st_mode & 0o777 for file in (log, older)} == {0o600}
+    assert (child.starts, child.ended) == (1, False)
+
+
+def test_one_log_that_cannot_be_kept_is_emptied_and_keeps_no_other_waiting(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_file, "LIMIT", 4)
+    server = embedded.log(stack.services.settings)
+    server.parent.mkdir(exist_ok=True)
+    logs = [*(stack.log_folder / f"{name}.log" for name in ("first", "folder", "second")), server]
+    for log in logs:
+        log.mkdir() if log.stem == "folder" else log.write_bytes(b"too long")
+    (stack.log_folder / "first.log.1").mkdir()  # where the end should go: as refused as on a full disk
+    monkeypatch.setattr(supervisor, "_TIDY_S", 0.0)
+    wait_for(lambda: not any(log.stat().st_size for log in logs if log.is_file()))
+    assert [log.with_name(f"{log.name}.1").read_bytes() for log in logs[2:]] == [b"long", b"long"]
 
 
 def test_one_that_dies_again_and_again_rests_ever_longer(stack: Stack) -> None:
