@@ -5,6 +5,7 @@ import dagster as dg
 from export_pipeline.db.run_queue import RunQueue
 from export_pipeline.defs import absence
 from export_pipeline.defs.internals import DefaultRunCoordinator
+from export_pipeline.defs.own_errors import own_errors
 from export_pipeline.defs.process import services
 from export_pipeline.errors import ExportPipelineError
 
@@ -32,7 +33,8 @@ class WarmRunCoordinator(DefaultRunCoordinator):
 
     def _put(self, run: dg.DagsterRun) -> bool:
         try:
-            return RunQueue(services().database).put(run.run_id, anyway=not absence.for_good())
+            with own_errors():
+                return RunQueue(services().database).put(run.run_id, anyway=not absence.for_good())
         except ExportPipelineError:
             self._instance.report_run_failed(run, "The run could not be handed to the workers.")
             raise

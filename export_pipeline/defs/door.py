@@ -1,12 +1,11 @@
 """The frame around every op: whatever happens inside ends as a status of the request and a clear, safe failure."""
 
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import dagster as dg
 
+from export_pipeline.defs.own_errors import own_errors, raise_alone, unexpected
 from export_pipeline.defs.resources import LazyExportRun
 from export_pipeline.errors import ExportPipelineError, RunNotEntitled
 from export_pipeline.export_run import ExportRun
@@ -41,14 +40,22 @@ def door(context: dg.OpExecutionContext, lazy: LazyExportRun) -> Iterator[Export
             _fail(lazy, error)
             outcome = dg.Failure(str(error), allow_retries=False)
     except Exception as error:
-        safe = ExportPipelineError(f"Unexpected {type(error).__name__} at {_place(error)}.", hint="Please report it.")
+        safe = unexpected(error)
         _fail(lazy, safe)
         outcome = dg.Failure(str(safe), allow_retries=False)
+    raise_alone(outcome)
+
+
+@contextmanager
+def plain_door() -> Iterator[None]:
+    """The same for an op that works on no request: there is nobody to be told but Dagster."""
     try:
-        raise outcome
-    finally:
-        # The with block is still handling the original, so Python has noted it here, and Dagster stores such notes.
-        outcome.__context__ = None
+        with own_errors():
+            yield
+        return
+    except ExportPipelineError as error:
+        failure = dg.Failure(str(error))
+    raise_alone(failure)
 
 
 def _fail(lazy: LazyExportRun, error: ExportPipelineError) -> None:
@@ -64,9 +71,3 @@ def _attempt(tell: Callable[[], None]) -> None:
     and the first failure stays the one that people see."""
     with suppress(Exception):
         tell()
-
-
-def _place(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "export_pipeline" in frame.filename] or frames
-    return f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"

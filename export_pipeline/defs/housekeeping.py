@@ -3,13 +3,12 @@
 from datetime import timedelta
 
 import dagster as dg
-import psycopg
 
 from export_pipeline import audit
+from export_pipeline.defs.door import plain_door
 from export_pipeline.defs.partitions import PARTITIONS
 from export_pipeline.defs.process import services
 from export_pipeline.defs.pruning import Pruning
-from export_pipeline.errors import ExportPipelineError
 
 #: A week is time enough to look into a request that failed or waits, and to answer within the month.
 _WARN_WITHIN = timedelta(days=7)
@@ -21,20 +20,16 @@ _WARN_WITHIN = timedelta(days=7)
 )
 def prune_runs(context: dg.OpExecutionContext) -> None:
     """Settings → rows deleted, as metadata."""
-    settings = services().settings
-    pruning = Pruning(
-        database=services().database,
-        partitions_def=PARTITIONS,
-        keep=settings.keep_partitions,
-        age=timedelta(days=settings.keep_runs_days),
-    )
-    try:
+    with plain_door():
+        settings = services().settings
+        pruning = Pruning(
+            database=services().database,
+            partitions_def=PARTITIONS,
+            keep=settings.keep_partitions,
+            age=timedelta(days=settings.keep_runs_days),
+        )
         head = audit.head(services().database)  # takes along what waits to be chained
         pruned = pruning.run()
-    except ExportPipelineError as error:
-        raise dg.Failure(str(error)) from None
-    except psycopg.Error as error:
-        raise dg.Failure(f"PostgreSQL refused the housekeeping with SQLSTATE {error.sqlstate}.") from None
     context.add_output_metadata(
         {
             "partitions": pruned.partitions,
@@ -52,10 +47,8 @@ def prune_runs(context: dg.OpExecutionContext) -> None:
 @dg.op(out=dg.Out(dg.Nothing), description="Warn about gdpr requests whose due date is near and that have no file yet.")
 def warn_deadlines(context: dg.OpExecutionContext) -> None:
     """A warning in the run's log and a row in the trail, once for each due date."""
-    try:
+    with plain_door():
         due = services().requests.warn_due(_WARN_WITHIN)
-    except ExportPipelineError as error:
-        raise dg.Failure(str(error)) from None
     for request in due:
         context.log.warning(f"{request.request_id} is {request.status}, and due on {request.due_at:%Y-%m-%d}.")
     context.add_output_metadata(

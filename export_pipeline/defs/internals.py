@@ -85,7 +85,12 @@ def share_pool(url: str, *storages: object) -> None:
     would make it fail after it had succeeded.
     """
     engine = sqlalchemy.create_engine(
-        url, isolation_level="AUTOCOMMIT", pool_pre_ping=True, pool_size=_POOL_SIZE, max_overflow=_MAX_OVERFLOW
+        url,
+        isolation_level="AUTOCOMMIT",
+        pool_pre_ping=True,
+        pool_size=_POOL_SIZE,
+        max_overflow=_MAX_OVERFLOW,
+        hide_parameters=True,  # in the text of errors
     )
     for storage in storages:
         vars(storage)["_engine"].dispose()

@@ -3,7 +3,8 @@
 The public base class is all that it needs of Dagster. Where no worker is alive, runs are launched the stock way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -18,6 +19,7 @@ from export_pipeline.defs.internals import (
     UserConfigSchema,
     WorkerStatus,
 )
+from export_pipeline.defs.own_errors import own_errors
 from export_pipeline.defs.process import services
 
 #: A run that has another status was begun by somebody, and must not be begun again.
@@ -56,7 +58,9 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def launch_run(self, context: LaunchRunContext) -> None:
         """Hand the run to a warm worker, or launch it the stock way when none is alive."""
-        if not self._queue.put(context.dagster_run.run_id):
+        with self._queue() as queue:
+            put = queue.put(context.dagster_run.run_id)
+        if not put:
             self._stock.launch_run(context)
 
     def terminate(self, run_id: str) -> bool:
@@ -64,19 +68,20 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
-        if self._queue.withdraw(run_id):
+        with self._queue() as queue:
+            withdrawn = queue.withdraw(run_id)
+            found = None if withdrawn else queue.find(run_id)
+        if withdrawn:
             self._instance.report_run_canceling(run, "Canceling run from the queue.")
             self._instance.report_run_canceled(run)
             return True
-        found = self._queue.find(run_id)
         if found is None:
             return self._stock.terminate(run_id)
         self._instance.report_run_canceling(run)
         if not found.alive:
             self._instance.report_run_canceled(run, "Its worker is gone.")
-            self._queue.done(run_id)
-            return True
-        self._queue.cancel(run_id)
+        with self._queue() as queue:
+            (queue.cancel if found.alive else queue.done)(run_id)
         return True
 
     @property
@@ -86,7 +91,8 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Say whether the worker of a run lives. About a run that was launched the stock way nothing is known."""
-        found = self._queue.find(run.run_id)
+        with self._queue() as queue:
+            found = queue.find(run.run_id)
         if found is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not by a warm worker")
         if found.taken and not found.alive:
@@ -97,6 +103,7 @@ class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
         """Let go of the stock launcher."""
         self._stock.dispose()
 
-    @property
-    def _queue(self) -> RunQueue:
-        return RunQueue(services().database)
+    @contextmanager
+    def _queue(self) -> Iterator[RunQueue]:
+        with own_errors():
+            yield RunQueue(services().database)

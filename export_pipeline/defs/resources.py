@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
+from export_pipeline.defs.own_errors import own_errors
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG
 from export_pipeline.defs.process import services
 from export_pipeline.export_run import ExportRun
@@ -58,4 +59,5 @@ def export_run(context: dg.InitResourceContext) -> Iterator[LazyExportRun]:
     try:
         yield lazy
     finally:
-        lazy.close()
+        with own_errors():
+            lazy.close()

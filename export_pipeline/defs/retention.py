@@ -2,8 +2,8 @@
 
 import dagster as dg
 
+from export_pipeline.defs.door import plain_door
 from export_pipeline.defs.process import services
-from export_pipeline.errors import ExportPipelineError
 
 
 @dg.op(
@@ -12,10 +12,8 @@ from export_pipeline.errors import ExportPipelineError
 )
 def purge_expired_files(context: dg.OpExecutionContext) -> None:
     """Settings → what was removed, as metadata."""
-    try:
+    with plain_door():
         purged = services().retention.purge()
-    except ExportPipelineError as error:
-        raise dg.Failure(str(error)) from None
     for request_id in purged.missing:
         context.log.error(f"The file of {request_id} is not in the store, though its request is completed.")
     context.add_output_metadata(purged.facts())

@@ -12,6 +12,7 @@ from export_pipeline.db.run_queue import RunQueue
 from export_pipeline.defs import absence
 from export_pipeline.defs.jobs import export_user_data
 from export_pipeline.defs.launcher import WarmRunLauncher
+from export_pipeline.defs.own_errors import own_errors
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
 from export_pipeline.errors import VaultError, WrongStatus
@@ -44,6 +45,7 @@ _ENDS_WITHIN = timedelta(seconds=60)
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="New rows in export_requests → one partitioned run each.",
 )
+@own_errors()
 def new_export_requests(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """Claim open requests and ask for their runs. Two sensors at once claim different rows.
 
@@ -90,6 +92,7 @@ def _in_words(queue: QueueState) -> str:
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Requests whose run is gone → back into the queue, or failed with a reason.",
 )
+@own_errors()
 def reconcile_export_requests(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     """Find requests that nobody works on and settle each by what became of its run; and runs that were left behind."""
     settled = [

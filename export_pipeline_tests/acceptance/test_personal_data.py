@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from export_pipeline.postgres.programs import find_binaries
-from export_pipeline_tests.running import Running
+from export_pipeline_tests.running import PATIENCE_S, Running
 
 USER = "canary-user-5f3a91"
 CANARIES = [b"canary-user-5f3a91", b"canary.mail.77@example.org", b"canary-click-0b44", b"canary \xe2\x98\x83 text"]
+#: Refuses every change of the user's requests, and quotes a row as PostgreSQL does.
+_REFUSE = """
+CREATE FUNCTION export_pipeline.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE check_violation USING MESSAGE = 'no ' || OLD.user_id, DETAIL = 'Failing row contains ' || OLD.user_id;
+END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON export_pipeline.export_requests
+FOR EACH ROW WHEN (OLD.user_id LIKE 'canary%') EXECUTE FUNCTION export_pipeline.refuse();
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +68,42 @@ def exported(running: Running) -> Iterator[None]:
     yield
     with psycopg.connect(running.stack.services.database_url) as connection:
         connection.execute("DELETE FROM export_pipeline.data_type_configs WHERE data_type IN ('leaking', 'numbered')")
+
+
+def test_a_tick_that_fails_says_so_without_the_text_of_the_database(running: Running, exported: None) -> None:
+    """New, and long claimed without a run: one for each sensor. When nothing refuses any more, both are exported."""
+    requests = [running.insert(user_id=USER, data_types=["user_profile"], claimed_at=at) for at in (None, "2026-01-01")]
+    with psycopg.connect(running.stack.services.database_url, autocommit=True) as connection:
+        connection.execute(_REFUSE)
+        try:
+            shown = {name: failed_tick(running, name) for name in ("new_export_requests", "reconcile_export_requests")}
+        finally:
+            connection.execute("DROP FUNCTION export_pipeline.refuse() CASCADE")
+    for name, error in shown.items():
+        assert name in error["message"]
+        assert [cause["message"].split(" at ")[0] for cause in error["causes"]] == [
+            "export_pipeline.errors.ExportPipelineError: Unexpected CheckViolation (SQLSTATE 23514)"
+        ]
+    for request_id in requests:
+        assert running.wait(request_id).status == "completed"
+        running.finished_runs(request_id)
+
+
+def failed_tick(running: Running, sensor: str) -> dict[str, Any]:
+    """What the UI shows of the first failed tick of a sensor, once there is one."""
+    selector = {"repositoryLocationName": "export_pipeline", "repositoryName": "__repository__", "sensorName": sensor}
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        ticks = running.graphql(
+            """query($selector: SensorSelector!) { sensorOrError(sensorSelector: $selector) { ... on Sensor {
+                 sensorState { ticks(statuses: [FAILURE], limit: 1) { error { message stack causes { message } } }
+                 } } } }""",
+            selector=selector,
+        )["sensorOrError"]["sensorState"]["ticks"]
+        if ticks:
+            return ticks[0]["error"]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)  # Dagster has nothing that could be waited for from outside
 
 
 def test_no_canary_in_dagsters_tables_or_in_tickets(running: Running, exported: None) -> None:

@@ -207,7 +207,7 @@ def test_dagsters_event_log_holds_nothing_of_an_unexpected_error() -> None:
         entries: list[Any] = instance.all_logs(result.run_id)
     assert not result.success
     text = "\n".join(f"{entry}{entry.to_json()}" for entry in entries)
-    assert "Unexpected UniqueViolation at test_door.py" in text
+    assert "Unexpected UniqueViolation (SQLSTATE 23505) at test_door.py" in text
     assert CANARY not in text
 
 
