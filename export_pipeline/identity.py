@@ -54,7 +54,8 @@ class Principal:
         roles: What they are here.
         auth_time: When they last signed in with their own hands, if that is known.
         email: Where a code for the additional verification can go.
-        token_id: The id of the token that proved it.
+        token_id: The id of the session or token of ours that proved it.
+        came_after: The number of their last sign-out everywhere, when that was made; None when nothing of ours says it.
     """
 
     id: str = field(repr=False)
@@ -62,6 +63,7 @@ class Principal:
     auth_time: datetime | None = None
     email: str | None = field(default=None, repr=False)
     token_id: str | None = None
+    came_after: int | None = None
 
     def actor(self, ip_address: str | None = None, user_agent: str | None = None) -> Actor:
         """This person, as the audit trail names them."""

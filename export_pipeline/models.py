@@ -75,6 +75,8 @@ class AuditAction(StrEnum):
     FILE_MISSING = "file_missing"
     CONFIGURATION_CHANGED = "configuration_changed"
     SIGNED_IN = "signed_in"
+    SIGNED_OUT = "signed_out"
+    REVOKED = "token_revoked"
     SIGN_IN_REFUSED = "sign_in_refused"
     VERIFICATION_REFUSED = "verification_refused"
     ACCESS_REFUSED = "access_refused"

@@ -19,6 +19,7 @@ from export_pipeline.db.migrate import migrate, require_current
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.db.sign_in import SignInStore
+from export_pipeline.db.sign_outs import SignOutStore
 from export_pipeline.db.tickets import TicketStore
 from export_pipeline.db.verification_codes import VerificationCodeStore
 from export_pipeline.errors import ConfigurationError, DatabaseUnavailable
@@ -95,6 +96,7 @@ class Services:
         return Gatekeeper(
             issuer=issuer,
             store=SignInStore(self.database),
+            sign_outs=SignOutStore(self.database),
             provider=provider,
             local=self.settings.local_sign_in,
             flow=code_flow(self.settings, provider, issuer),

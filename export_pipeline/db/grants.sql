@@ -16,6 +16,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON export_pipeline.export_run_tickets TO ex
 GRANT SELECT, INSERT, UPDATE, DELETE ON export_pipeline.export_run_queue TO export_pipeline_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON export_pipeline.export_sign_in_codes TO export_pipeline_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON export_pipeline.export_verification_codes TO export_pipeline_app;
+GRANT SELECT, INSERT, DELETE ON export_pipeline.export_revoked_tokens, export_pipeline.export_sign_outs
+    TO export_pipeline_app;
 GRANT SELECT, INSERT, UPDATE ON export_pipeline.export_links TO export_pipeline_app;
 GRANT USAGE ON SEQUENCE export_pipeline.export_run_worker TO export_pipeline_app;
 -- It adds to the trail, and chooses neither the number nor the time of a row.

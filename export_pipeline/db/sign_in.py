@@ -24,7 +24,9 @@ WITH taken AS (
     INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent)
     SELECT %(action)s, user_id, %(ip_address)s, %(user_agent)s FROM taken WHERE expires_at > now()
 )
-SELECT user_id, roles, now() FROM taken WHERE expires_at > now()
+SELECT user_id, roles, now(), (
+    SELECT coalesce(max(sign_out_id), 0) FROM export_pipeline.export_sign_outs AS s WHERE s.user_id = taken.user_id
+) FROM taken WHERE expires_at > now()
 """
 _LOG = """
 INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent, detail)
@@ -58,11 +60,11 @@ class SignInStore:
         """Take a code, with a row in the trail; None when there is none such, or it is too old."""
         values = {"code_hash": _hash(code), "action": AuditAction.SIGNED_IN}
         with self._database.connect() as connection:
-            row = connection.execute(_TAKE, {**values, **_where(actor)}).fetchone()
+            row = connection.execute(_TAKE, {**values, **where(actor)}).fetchone()
         if row is None:
             return None
-        user_id, roles, now = row
-        return Principal(id=user_id, roles=frozenset(map(Role, roles)), auth_time=now)
+        user_id, roles, now, came_after = row
+        return Principal(id=user_id, roles=frozenset(map(Role, roles)), auth_time=now, came_after=came_after)
 
     def signed_in(self, actor: Actor) -> None:
         """Write into the trail that somebody signed in at the identity provider."""
@@ -75,7 +77,7 @@ class SignInStore:
     def _log(self, action: AuditAction, actor: Actor, detail: str) -> None:
         values = {"action": action, "actor": actor.id, "detail": detail}
         with self._database.connect() as connection:
-            connection.execute(_LOG, {**values, **_where(actor)})
+            connection.execute(_LOG, {**values, **where(actor)})
 
 
 def _hash(code: str) -> bytes:
@@ -83,7 +85,8 @@ def _hash(code: str) -> bytes:
     return hashlib.sha256(code.encode("utf-8", "surrogatepass")).digest()
 
 
-def _where(actor: Actor) -> dict[str, str | None]:
+def where(actor: Actor) -> dict[str, str | None]:
+    """From where somebody came, for the trail."""
     agent = actor.user_agent
     return {
         "ip_address": actor.ip_address,

@@ -28,6 +28,7 @@ _DB_STATEMENT_TIMEOUT_MS = 15_000
 _DB_POOL_RECYCLE_S = 3600
 _DB_POOL_MAX_OVERFLOW = 20
 _POLICY_VIOLATION = 1008
+_TRY_AGAIN_LATER = 1013
 
 AsgiScope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -60,7 +61,45 @@ class Gate:
         except ExportPipelineError as error:
             await _refuse(error, connection, self._gatekeeper, receive, send)
             return
+        if scope["type"] == "websocket":
+            line = _Line(connection, self._gatekeeper, receive, send)
+            receive, send = line.receive, line.send
         await self._app(scope, receive, send)
+
+
+class _Line:
+    """A WebSocket that may stay open for days: nothing goes over it, in or out, once its session or token has ended."""
+
+    def __init__(self, connection: HTTPConnection, gatekeeper: Gatekeeper, receive: Receive, send: Send) -> None:
+        self._connection = connection
+        self._gatekeeper = gatekeeper
+        self._receive = receive
+        self._send = send
+        self._closed = False
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._closed = True
+            return message
+        return message if await self._stands() else {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if await self._stands():
+            await self._send(message)
+
+    async def _stands(self) -> bool:
+        """Cheap: what was checked in the last seconds is not checked again."""
+        if self._closed:
+            return False
+        try:
+            await web.admit(self._gatekeeper, self._connection, changing=True)
+        except ExportPipelineError as error:
+            code = _POLICY_VIOLATION if isinstance(error, NotAuthenticated) else _TRY_AGAIN_LATER
+            if not self._closed:  # the other direction may have found it meanwhile
+                self._closed = True
+                await self._send({"type": "websocket.close", "code": code})
+        return not self._closed
 
 
 def gated(app: AsgiApp, gatekeeper: Gatekeeper) -> Starlette:

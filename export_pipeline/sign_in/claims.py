@@ -63,6 +63,11 @@ class Claims:
         except (OverflowError, OSError, ValueError):
             return None
 
+    def number(self, name: str) -> int:
+        """A whole number that is not negative, else 0."""
+        value = self._find(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
     def is_false(self, name: str) -> bool:
         """Whether it says no in so many words."""
         return self._find(name) in (False, "false")

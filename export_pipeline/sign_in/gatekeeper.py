@@ -8,13 +8,15 @@ share our cookies, because those know no ports. So a changing call must come fro
 from __future__ import annotations
 
 import hmac
-from collections.abc import Hashable, Mapping
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import jwt
 
 from export_pipeline.db.sign_in import SignInStore
+from export_pipeline.db.sign_outs import SignOutStore
 from export_pipeline.errors import ConfigurationError, InvalidRequest, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal
 from export_pipeline.models import Actor
@@ -23,7 +25,8 @@ from export_pipeline.sign_in.code_flow import Begun, CodeFlow, Finished
 from export_pipeline.sign_in.oidc import Verifier, secure
 from export_pipeline.sign_in.recent import Recent
 from export_pipeline.sign_in.refusals import Refusals
-from export_pipeline.sign_in.tokens import ISSUER, LIFETIME, Audience, Issuer
+from export_pipeline.sign_in.sign_outs import SignOuts
+from export_pipeline.sign_in.tokens import ISSUER, LIFETIME, Audience, Issuer, Proof
 
 LINK_LIFETIME = timedelta(minutes=15)
 COOKIE = "export_pipeline_session"
@@ -66,9 +69,11 @@ class Gatekeeper:
     Args:
         issuer: Our own tokens, and sessions.
         store: Codes of sign-in links, and the trail.
+        sign_outs: Which sessions and tokens of ours ended before their time.
         provider: Checks the tokens of an identity provider, where there is one.
         local: Whether our own bearer tokens and sign-in links count.
         flow: Signs browsers in at the identity provider, where that is set up.
+        clock: Seconds that only grow.
     """
 
     def __init__(
@@ -76,9 +81,11 @@ class Gatekeeper:
         *,
         issuer: Issuer,
         store: SignInStore,
+        sign_outs: SignOutStore,
         provider: Verifier | None = None,
         local: bool = False,
         flow: CodeFlow | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._issuer = issuer
         self._store = store
@@ -86,7 +93,8 @@ class Gatekeeper:
         self._local = local
         self._flow = flow
         self._refusals = Refusals(store)
-        self._recent = Recent(self._keys)
+        self._sign_outs = SignOuts(issuer, sign_outs)
+        self._recent = Recent(self._keys, clock=clock)
 
     @property
     def open(self) -> bool:
@@ -128,6 +136,7 @@ class Gatekeeper:
         Raises:
             NotAuthenticated: Nobody that we know; what was shown and did not count stands in the trail.
             IdentityProviderUnavailable: It cannot be told now.
+            DatabaseUnavailable: The same.
         """
         try:
             shown = _shown(asking)
@@ -139,8 +148,12 @@ class Gatekeeper:
             raise
 
     def open_session(self, principal: Principal) -> str:
-        """Make the value of a session's cookie."""
-        return self._issuer.issue(principal, audience=Audience.SESSION)
+        """Make the value of a session's cookie. May ask our tables: not for the event loop's thread.
+
+        Raises:
+            DatabaseUnavailable: It cannot be told now after which sign-out it comes.
+        """
+        return self._issuer.issue(self._placed(principal), audience=Audience.SESSION)
 
     def issue(self, principal: Principal, lifetime: timedelta) -> str:
         """Make a bearer token of our own.
@@ -150,8 +163,8 @@ class Gatekeeper:
             InvalidRequest: Nobody can have this user id.
         """
         self._require_local()
-        _require_user(principal)
-        return self._issuer.issue(principal, lifetime=lifetime)
+        _require_user(principal.id)
+        return self._issuer.issue(self._placed(principal), lifetime=lifetime)
 
     def link(self, address: str, principal: Principal) -> str:
         """Make a link that signs a browser in, once.
@@ -165,7 +178,7 @@ class Gatekeeper:
             InvalidRequest: Nobody can have this user id.
         """
         self._require_local()
-        _require_user(principal)
+        _require_user(principal.id)
         return f"{address}/sign-in?code={self._store.make_code(principal, LINK_LIFETIME)}"
 
     def redeem(self, code: str, asking: Asking) -> Principal:
@@ -209,6 +222,44 @@ class Gatekeeper:
         self._store.signed_in(replace(asking.actor, id=finished.principal.id))
         return finished
 
+    def sign_out(self, asking: Asking) -> None:
+        """End the session that is shown, so that copies of its cookie count no more; other processes remember it for a
+        few seconds. Harmless when none is shown, or one that is over.
+
+        Raises:
+            DatabaseUnavailable: It did not end.
+            KeyUnusable: The same.
+        """
+        for session in _cookies(asking.headers.get("cookie", "")):  # a neighbour may have planted one before ours
+            if len(session) <= _MAX_TOKEN and session.isascii():
+                self._sign_outs.end_session(session, asking.actor)
+                self._recent.forget(Audience.SESSION, session)
+
+    def sign_out_everywhere(self, user_id: str, actor: Actor) -> datetime:
+        """End every session and token of ours that a person has, and links that would sign them in; gives when. Whoever
+        signs in afterwards is in.
+
+        Raises:
+            InvalidRequest: Nobody can have this user id.
+            DatabaseUnavailable: Nothing ended.
+        """
+        _require_user(user_id)
+        at = self._sign_outs.everywhere(user_id, actor)
+        self._recent.forget_all()
+        return at
+
+    def revoke(self, token: str, actor: Actor) -> Proof:
+        """End one token of ours, the sessions that began with it too; or one session, by its cookie's value.
+
+        Raises:
+            InvalidRequest: It is none of ours.
+            DatabaseUnavailable: It did not end.
+            KeyUnusable: The same.
+        """
+        ended = self._sign_outs.revoke(token, actor)
+        self._recent.forget_all()
+        return ended
+
     def provider_sign_out(self) -> str | None:
         """Where people end what the identity provider remembers of them, as far as that is known."""
         address = self._provider.described("end_session_endpoint") if self._provider and self._flow else None
@@ -234,13 +285,19 @@ class Gatekeeper:
         except KeyUnusable:  # a provider's tokens need no key of ours
             return None, fetched
 
+    def _placed(self, principal: Principal) -> Principal:
+        """Whoever comes by something of ours comes after the sign-outs that it came after, and everybody else now."""
+        if principal.came_after is not None:
+            return principal
+        return replace(principal, came_after=self._sign_outs.last(principal.id))
+
     def _by_session(self, session: str) -> Principal:
-        return self._issuer.verify(session, audience=Audience.SESSION)
+        return self._sign_outs.require_standing(self._issuer.read(session, Audience.SESSION))
 
     def _by_token(self, token: str) -> Principal:
         issuer = _named_issuer(token)
         if self._local and issuer == ISSUER:
-            return self._issuer.verify(token)
+            return self._sign_outs.require_standing(self._issuer.read(token, Audience.BEARER))
         if self._provider is not None and issuer == self._provider.provider.issuer:
             return self._provider.verify(token)
         raise NotAuthenticated("The token is by an issuer that is not known here.", reason="wrong_issuer")
@@ -272,8 +329,8 @@ def _shown(asking: Asking) -> _Shown:
     return _Shown(kind=Audience.SESSION, proof=_short(session))
 
 
-def _require_user(principal: Principal) -> None:
-    if not is_user_id(principal.id):
+def _require_user(user_id: str) -> None:
+    if not is_user_id(user_id):
         raise InvalidRequest("This is no user id: it is empty, too long, or holds control characters.")
 
 
@@ -292,9 +349,13 @@ def _short(token: str) -> str:
 
 
 def _cookie(header: str) -> str | None:
+    return next(_cookies(header), None)
+
+
+def _cookies(header: str) -> Iterator[str]:
     """Ours, whatever others are called or hold: one that `http.cookies` cannot read makes it forget those behind it."""
     pairs = (pair.partition("=") for pair in header.split(";"))
-    return next((value.strip() for name, _, value in pairs if name.strip() == COOKIE and value.strip()), None)
+    return (value.strip() for name, _, value in pairs if name.strip() == COOKIE and value.strip())
 
 
 def foreign(headers: Mapping[str, str]) -> bool:

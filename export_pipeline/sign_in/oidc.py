@@ -146,7 +146,6 @@ class Verifier:
             roles=frozenset(roles | {Role.SUBJECT}),
             auth_time=claims.moment("auth_time"),
             email=None if claims.is_false("email_verified") else claims.text("email"),
-            token_id=claims.text("jti"),
         )
 
     def require(self) -> None:

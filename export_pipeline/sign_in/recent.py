@@ -39,6 +39,7 @@ class Recent:
         self._clock = clock
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         self._lock = threading.Lock()
+        self._forgotten = 0
 
     def find(self, kind: str, proof: str) -> Principal | None:
         """Whose proof this is, if that was checked a moment ago.
@@ -61,14 +62,34 @@ class Recent:
             check: Tells whose it is, or raises.
         """
         keys = self._keys()  # before the check: keys that change meanwhile make it forgotten
+        forgotten = self._forgotten
         principal = check(proof)
         with self._lock:
+            if self._forgotten != forgotten:  # what was checked may have ended meanwhile
+                return principal
             name = _name(kind, proof)
             self._known[name] = _Known(principal=principal, keys=keys, until=self._clock() + LIFETIME_S)
             self._known.move_to_end(name)
             if len(self._known) > _MOST:
                 self._known.popitem(last=False)
         return principal
+
+    def forget(self, kind: str, proof: str) -> None:
+        """Have a proof checked again when it is shown next, for it has just ended.
+
+        Args:
+            kind: What it was shown as.
+            proof: The token.
+        """
+        with self._lock:
+            self._known.pop(_name(kind, proof), None)
+            self._forgotten += 1
+
+    def forget_all(self) -> None:
+        """Have every proof checked again: something ended, and which proofs ended with it is not known here."""
+        with self._lock:
+            self._known.clear()
+            self._forgotten += 1
 
 
 def _name(kind: str, proof: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import jwt
 
-from export_pipeline.errors import NotAuthenticated
+from export_pipeline.errors import InvalidRequest, NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.sign_in.claims import Claims, refused, subject
 from export_pipeline.vault import secret_file, token_keys
@@ -25,6 +26,7 @@ from export_pipeline.vault.secret_file import Stamp
 ISSUER = "export-pipeline"
 LEEWAY_S = 30
 LIFETIME = timedelta(hours=12)
+LONGEST = timedelta(hours=8760)
 _ALGORITHM = "EdDSA"
 _REQUIRED = ("exp", "iat", "iss", "aud", "sub", "jti")
 _REQUIRED_OF_A_NOTE = ("exp", "iat", "iss", "aud", "note")
@@ -36,6 +38,25 @@ class Audience(StrEnum):
     BEARER = "export-pipeline"
     SESSION = "export-pipeline-session"
     NOTE = "export-pipeline-note"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """A session or token of ours whose signature is right.
+
+    Attributes:
+        principal: Whom it speaks for.
+        token_id: Its id.
+        begun_with: The id of the token that a session began with.
+        came_after: The number of the person's last sign-out everywhere when it was made.
+        expires_at: From then on it does not count.
+    """
+
+    principal: Principal = field(repr=False)
+    token_id: str
+    begun_with: str | None
+    came_after: int
+    expires_at: datetime
 
 
 class Issuer:
@@ -72,8 +93,11 @@ class Issuer:
             lifetime: How long it counts.
 
         Raises:
+            InvalidRequest: Nothing counts that long: what ends all of a person's tokens is kept no longer.
             KeyUnusable: The key file is absent, readable by others, or damaged.
         """
+        if lifetime > LONGEST:
+            raise InvalidRequest("No token counts longer than a year.")
         now = datetime.now(UTC)
         claims: dict[str, Any] = {
             "iss": ISSUER,
@@ -83,7 +107,10 @@ class Issuer:
             "iat": now,
             "exp": now + lifetime,
             "jti": secrets.token_urlsafe(16),
+            "came_after": principal.came_after or 0,
         }
+        if audience is Audience.SESSION and principal.token_id:
+            claims["begun_with"] = principal.token_id
         signed_in = principal.auth_time or (now if audience is Audience.BEARER else None)
         if signed_in:
             claims["auth_time"] = int(signed_in.timestamp())
@@ -99,14 +126,39 @@ class Issuer:
             NotAuthenticated: It does not count; says why.
             KeyUnusable: As for `issue`.
         """
-        claims = Claims(self._decode(token, audience))
+        return self.read(token, audience).principal
+
+    def read(self, token: str, *audiences: Audience, expired_too: bool = False) -> Proof:
+        """Check a token, and tell what is needed to end it.
+
+        Args:
+            token: The token.
+            audiences: What it may be for.
+            expired_too: Whether it may have expired.
+
+        Raises:
+            NotAuthenticated: It does not count; says why.
+            KeyUnusable: As for `issue`.
+        """
+        claims = Claims(self._decode(token, *audiences, expired_too=expired_too))
         roles = frozenset(Role(name) for name in claims.texts("roles") if name in set(Role))
-        return Principal(
+        token_id, expires_at = claims.text("jti"), claims.moment("exp")
+        if token_id is None or expires_at is None:
+            raise NotAuthenticated("The token lacks a claim that is needed.", reason="missing_claim")
+        principal = Principal(
             id=subject(claims, "sub"),
             roles=roles,
             auth_time=claims.moment("auth_time"),
             email=claims.text("email"),
-            token_id=claims.text("jti"),
+            token_id=token_id,
+            came_after=claims.number("came_after"),
+        )
+        return Proof(
+            principal=principal,
+            token_id=token_id,
+            begun_with=claims.text("begun_with"),
+            came_after=claims.number("came_after"),
+            expires_at=expires_at,
         )
 
     def note(self, values: Mapping[str, str], *, lifetime: timedelta) -> str:
@@ -131,10 +183,12 @@ class Issuer:
             NotAuthenticated: We did not write it, or too long ago.
             KeyUnusable: As for `issue`.
         """
-        claims = self._decode(token, Audience.NOTE, _REQUIRED_OF_A_NOTE)
+        claims = self._decode(token, Audience.NOTE, required=_REQUIRED_OF_A_NOTE)
         return {**claims["note"], "iat": str(claims["iat"])}
 
-    def _decode(self, token: str, audience: Audience, required: Sequence[str] = _REQUIRED) -> dict[str, Any]:
+    def _decode(
+        self, token: str, *audiences: Audience, required: Sequence[str] = _REQUIRED, expired_too: bool = False
+    ) -> dict[str, Any]:
         try:
             named = jwt.get_unverified_header(token).get("kid")
             known = [key for key in token_keys.read(self._file) if key.key_id == named]
@@ -147,10 +201,10 @@ class Issuer:
                 token,
                 known[0].private.public_key(),
                 algorithms=[_ALGORITHM],
-                audience=audience.value,
+                audience=[audience.value for audience in audiences],
                 issuer=ISSUER,
                 leeway=LEEWAY_S,
-                options={"require": list(required)},
+                options={"require": list(required), "verify_exp": not expired_too},
             )
         except jwt.PyJWTError as error:
             raise refused(error) from None

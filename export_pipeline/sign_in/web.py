@@ -96,12 +96,17 @@ def local_path(text: str) -> str | None:
     return text if _LOCAL_PATH.fullmatch(text) and "\\" not in text else None
 
 
-def refused(error: ExportPipelineError) -> Response:
-    """Say to a person why they are not let in; and to operators, when it is for them to mend."""
+def refused(error: ExportPipelineError, title: str = "Not signed in") -> Response:
+    """Say to a person why they are not let in, or out; and to operators, when it is for them to mend.
+
+    Args:
+        error: Why.
+        title: Of the page.
+    """
     if isinstance(error, NotAuthenticated):
-        return _page("Not signed in", f"{html.escape(error.message)} {_AGAIN}", status=401)
-    _log.error("Nobody can sign in: %s", error)
-    return _page("Not signed in", html.escape(told(error)), status=503)
+        return _page(title, f"{html.escape(error.message)} {_AGAIN}", status=401)
+    _log.error("%s: %s", title, error)
+    return _page(title, html.escape(told(error)), status=503)
 
 
 def told(error: ExportPipelineError) -> str:
@@ -160,11 +165,11 @@ class _Pages:
                 if not request.headers.get("authorization"):
                     raise NotAuthenticated("A session begins with a bearer token.")
                 principal = await admit(self._gatekeeper, request)
-                return self._with_session(Response(status_code=204, headers=_HEADERS), principal, request)
+                return await self._with_session(Response(status_code=204, headers=_HEADERS), principal, request)
             code = _query(request).get("code", "")
             if code:
                 principal = await run_in_threadpool(self._gatekeeper.redeem, code, asking(request))
-                return self._signed_in(principal, self._home, request)
+                return await self._signed_in(principal, self._home, request)
             return await self._leave(request) if self._gatekeeper.by_browser else closed(self._gatekeeper)
         except ExportPipelineError as error:
             return refused(error)
@@ -178,14 +183,16 @@ class _Pages:
             finished = await self._at_provider(
                 self._gatekeeper.finish, request.cookies.get(name), _query(request), asking(request)
             )
-            answer = self._signed_in(finished.principal, local_path(finished.to) or self._home, request)
+            answer = await self._signed_in(finished.principal, local_path(finished.to) or self._home, request)
         except ExportPipelineError as error:
             answer = refused(error)
         answer.delete_cookie(name, path="/", secure=_is_https(request), httponly=True, samesite="lax")
         return answer
 
     async def sign_out(self, request: Request) -> Response:
-        """The session of this browser ends. A page asks first: a link alone must not sign anybody out."""
+        """The session of this browser ends, also where its cookie was copied to. A page asks first: a link alone must
+        not sign anybody out. While it cannot end, the browser keeps it, to try again.
+        """
         if request.method != "POST":
             page = _page("Sign out", _SIGN_OUT_FORM)
             # Of a page that tells nobody where it is, browsers send a form as if it came from nowhere.
@@ -193,6 +200,10 @@ class _Pages:
             return page
         if foreign(request.headers):
             return _page("Not signed out", "The call does not come from a page of this server.", status=403)
+        try:
+            await run_in_threadpool(self._gatekeeper.sign_out, asking(request))
+        except ExportPipelineError as error:
+            return refused(error, "Not signed out")
         answer = Response(status_code=204, headers=_HEADERS)
         if "text/html" in request.headers.get("accept", ""):
             address = self._gatekeeper.provider_sign_out()
@@ -230,7 +241,7 @@ class _Pages:
     async def _at_provider(self, call: Callable[..., T], *args: Any) -> T:
         return await anyio.to_thread.run_sync(call, *args, limiter=self._places)
 
-    def _signed_in(self, principal: Principal, to: str, request: Request) -> Response:
+    async def _signed_in(self, principal: Principal, to: str, request: Request) -> Response:
         """A page and not a redirect: after a redirect from elsewhere a browser would keep a strict cookie back."""
         place = html.escape(to)
         page = _page(
@@ -238,13 +249,13 @@ class _Pages:
             f'<a href="{place}">Go on</a>',
             head=f'<meta http-equiv="refresh" content="0;url={place}">',
         )
-        return self._with_session(page, principal, request)
+        return await self._with_session(page, principal, request)
 
-    def _with_session(self, response: Response, principal: Principal, request: Request) -> Response:
+    async def _with_session(self, response: Response, principal: Principal, request: Request) -> Response:
         """A session of its own for each sign-in, in the place of whatever the browser had."""
         response.set_cookie(
             COOKIE,
-            self._gatekeeper.open_session(principal),
+            await run_in_threadpool(self._gatekeeper.open_session, principal),
             max_age=SESSION_LIFETIME_S,
             path="/",
             secure=_is_https(request),

@@ -32,6 +32,7 @@ from export_pipeline.defs.internals import MAY_CHANGE
 from export_pipeline.defs.ui import gated
 from export_pipeline.errors import ConfigurationError, IdentityProviderUnavailable, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal, Role
+from export_pipeline.models import Actor
 from export_pipeline.settings import Settings, load
 from export_pipeline.sign_in import code_flow, web
 from export_pipeline.sign_in.gatekeeper import COOKIE, Asking
@@ -534,8 +535,9 @@ def test_looking_begins_nothing(door: Door) -> None:
 # --- tokens of the provider do not stand in for each other
 
 
-def test_id_tokens_and_access_tokens_do_not_stand_in_for_each_other(door: Door, house: House) -> None:
-    came = Account("olga").go(door.begin())
+def tokens(door: Door, house: House, login: str) -> tuple[Any, Any]:
+    """What the provider gives for a code, and what the browser kept meanwhile."""
+    came = Account(login).go(door.begin())
     kept = wiring.Issuer(wiring.token_key_file(house.settings)).read_note(door.note() or "")
     form = {
         "grant_type": "authorization_code",
@@ -544,7 +546,11 @@ def test_id_tokens_and_access_tokens_do_not_stand_in_for_each_other(door: Door, 
         "redirect_uri": kept["redirect_uri"],
         "code_verifier": kept["verifier"],
     }
-    got = httpx.post(f"{house.provider.issuer}/token", data=form).json()
+    return httpx.post(f"{house.provider.issuer}/token", data=form).json(), kept
+
+
+def test_id_tokens_and_access_tokens_do_not_stand_in_for_each_other(door: Door, house: House) -> None:
+    got, kept = tokens(door, house, "olga")
     verifier = Verifier(Provider(issuer=house.provider.issuer, audience=AUDIENCE))
     found = verifier.verify_id_token(got["id_token"], client_id="public", nonce=kept["nonce"])
     assert (found.id, found.roles) == ("olga", {Role.SUBJECT, Role.OPERATOR})
@@ -581,6 +587,28 @@ def test_signing_out_ends_the_session_of_this_browser(door: Door, house: House) 
     assert gone.status_code == 200 and f'href="{house.provider.issuer}/session/end"' in gone.text
     assert door.who() == {"reason": ""}
     assert door.client.post("/sign-out").status_code == 204
+
+
+def test_a_session_that_began_at_the_provider_ends_also_where_it_was_copied_to(door: Door) -> None:
+    door.back(Account().go(door.begin()))
+    thief = opened(door.services)
+    thief.client.cookies.set(COOKIE, door.client.cookies[COOKIE], domain="exports.example")
+    assert thief.who()["id"] == "anna"
+    door.client.post("/sign-out", headers={"Origin": ADDRESS})
+    assert thief.who() == {"reason": "revoked"}
+    assert door.trail("sign_in_refused")[-1] == ("unknown", "192.0.2.7", AGENT, "revoked")
+    assert door.trail("signed_out")[-1][:3] == ("anna", "192.0.2.7", AGENT)
+
+
+def test_whoever_signs_in_at_the_provider_after_everything_ended_is_in(door: Door, house: House) -> None:
+    account, bearer = Account("olga"), tokens(door, house, "olga")[0]["access_token"]
+    shown = {"Authorization": f"Bearer {bearer}"}
+    for way in (lambda: door.back(account.go(door.begin())), lambda: door.client.post("/sign-in", headers=shown)):
+        for _ in range(2):
+            assert let_in(way())
+            assert door.who()["id"] == "olga"
+            door.services.gatekeeper.sign_out_everywhere("olga", Actor(id="ops"))
+            assert door.who() == {"reason": "revoked"}
 
 
 # --- where it is not set up, or does not work

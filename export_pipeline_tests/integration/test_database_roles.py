@@ -23,11 +23,13 @@ from export_pipeline.db.migrate import migrate, roles_sql
 from export_pipeline.db.run_queue import RunQueue, Seat
 from export_pipeline.defs.pruning import Pruning
 from export_pipeline.defs.storage import dagster_url
-from export_pipeline.errors import ConfigurationError
+from export_pipeline.errors import ConfigurationError, NotAuthenticated
+from export_pipeline.identity import Principal
 from export_pipeline.models import Actor, DataTypeConfig, RequestStatus
 from export_pipeline.postgres.programs import find_binaries
 from export_pipeline.sample_source import HEAVY_USER
 from export_pipeline.settings import Settings
+from export_pipeline.sign_in.gatekeeper import COOKIE, Asking
 from export_pipeline_tests.conftest import database_url
 
 ADMIN = Actor(id="admin", ip_address="192.0.2.1", user_agent="test")
@@ -147,6 +149,19 @@ def test_the_application_reconciles_retries_cancels_and_deletes(
         assert audit.verify(services.database).intact
 
 
+def test_the_application_ends_sessions(installation: Settings) -> None:
+    with wiring.connect(installation) as services:
+        gatekeeper = services.gatekeeper
+        session = gatekeeper.open_session(Principal(id="anna", roles=frozenset()))
+        asking = Asking(changes=False, headers={"cookie": f"{COOKIE}={session}"})
+        assert gatekeeper.admit(asking).id == "anna"
+        gatekeeper.sign_out(asking)
+        for _ in range(2):
+            gatekeeper.sign_out_everywhere("anna", ADMIN)
+        with pytest.raises(NotAuthenticated):
+            gatekeeper.admit(asking)
+
+
 def test_the_application_hands_runs_to_workers(installation: Settings) -> None:
     with wiring.connect(installation) as services:
         queue, seat = (
@@ -241,6 +256,8 @@ _REFUSED = {
         "TRUNCATE export_pipeline.export_requests CASCADE",
         "DELETE FROM export_pipeline.export_metadata",
         "UPDATE export_pipeline.schema_migrations SET name = ''",
+        "UPDATE export_pipeline.export_revoked_tokens SET expires_at = now()",
+        "UPDATE export_pipeline.export_sign_outs SET user_id = ''",
         "CREATE TABLE export_pipeline.mine (id INT)",
         "CREATE SCHEMA mine",
         "SELECT * FROM other.secrets",
@@ -254,6 +271,8 @@ _REFUSED = {
         "SELECT FROM export_pipeline.export_audit_logs",
         "SELECT FROM export_pipeline.export_metadata",
         "SELECT FROM export_pipeline.data_type_configs",
+        "SELECT FROM export_pipeline.export_revoked_tokens",
+        "INSERT INTO export_pipeline.export_sign_outs (user_id, expires_at) VALUES ('u', now())",
         "INSERT INTO export_pipeline.export_requests (user_id, requested_by, status) VALUES ('u', 'u', 'completed')",
         "INSERT INTO export_pipeline.export_audit_logs (action, actor) VALUES ('export_approved', 'y')",
         "UPDATE export_pipeline.export_requests SET status = 'pending'",
@@ -266,6 +285,8 @@ _REFUSED = {
     "auditor": [
         "SELECT FROM export_pipeline.export_requests",
         "SELECT FROM export_pipeline.export_metadata",
+        "SELECT FROM export_pipeline.export_revoked_tokens",
+        "SELECT FROM export_pipeline.export_sign_outs",
         "INSERT INTO export_pipeline.export_audit_logs (action, actor) VALUES ('x', 'y')",
         "UPDATE export_pipeline.export_audit_logs SET detail = ''",
         "DELETE FROM export_pipeline.export_audit_logs",

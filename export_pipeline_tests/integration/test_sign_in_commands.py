@@ -1,8 +1,10 @@
-"""`export-pipeline token` and `sign-in`: what they print counts, and nothing is printed where it would not."""
+"""`export-pipeline token`, `sign-in`, `sign-out`: what they print counts until it ends, and only where it can."""
 
 from __future__ import annotations
 
 import json
+from datetime import datetime
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 
 from export_pipeline import doctor
 from export_pipeline.cli.app import app
-from export_pipeline.errors import ConfigurationError, NotAuthenticated
+from export_pipeline.errors import ConfigurationError, InvalidRequest, NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.settings import load
 from export_pipeline.sign_in.gatekeeper import Asking
@@ -134,3 +136,70 @@ def test_settings_that_could_not_work_are_refused(
 def test_roles_have_the_provider_s_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXPORT_PIPELINE_OIDC_ROLES", "/staff/exports=operator, a=b=admin ,")
     assert load().oidc_role_names == {"/staff/exports": "operator", "a=b": "admin"}
+
+
+# --- signing out
+
+
+def refused_now(token: str) -> bool:
+    try:
+        return not admitted(token).id
+    except NotAuthenticated as refused:
+        return refused.reason == "revoked"
+
+
+@pytest.mark.usefixtures("here")
+def test_everything_of_a_person_ends() -> None:
+    mine, others = printed("token", "-u", "anna"), printed("token", "-u", "ben")
+    told = json.loads(printed("sign-out", "anna", "--json"))
+    assert told["user"] == "anna" and datetime.fromisoformat(told["signed_out_at"]).tzinfo
+    assert (refused_now(mine), refused_now(others)) == (True, False)
+    assert not refused_now(printed("token", "-u", "anna"))
+    assert "anna" in printed("sign-out", "anna")
+
+
+@pytest.mark.usefixtures("here")
+def test_one_token_ends_from_standard_input_or_a_file(tmp_path: Path) -> None:
+    first, second, third = (printed("token", "-u", "anna") for _ in range(3))
+    done = CliRunner().invoke(app, ["sign-out", "--token", "-", "--json"], input=f"{first}\n")
+    assert done.exit_code == 0, done
+    told = json.loads(done.stdout)
+    assert (told["user"], sorted(told)) == ("anna", ["expires_at", "token_id", "user"])
+    (tmp_path / "token").write_text(f"\n {second} \n")
+    shown = printed("sign-out", "--token", str(tmp_path / "token"))
+    assert "anna" in shown and second not in shown
+    assert [refused_now(one) for one in (first, second, third)] == [True, True, False]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("words", [["sign-out"], ["sign-out", "anna", "--token", "-"], ["sign-out", "a", "b"]])
+def test_wrong_calls_end_nothing(words: list[str]) -> None:
+    token = printed("token", "-u", "anna")
+    done = CliRunner().invoke(app, words, input=token)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert not refused_now(token)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("words", "input", "error", "says"),
+    [
+        (["--token", "-"], b"", InvalidRequest, "no token or session"),
+        (["--token", "-"], b"\xff\x00", InvalidRequest, "no token or session"),
+        (["--token", "-"], b"a" * 100_000, InvalidRequest, "no token or session"),
+        (["--token", "/nowhere/token"], b"", ConfigurationError, "/nowhere/token cannot be read"),
+        (["--token", "/"], b"", ConfigurationError, "cannot be read"),
+        ([" "], b"", InvalidRequest, "no user id"),
+        (["x" * 256], b"", InvalidRequest, "no user id"),
+    ],
+)
+def test_what_cannot_be_ended_is_explained(words: list[str], input: bytes, error: type[Exception], says: str) -> None:
+    done = CliRunner().invoke(app, ["sign-out", *words], input=input)
+    assert isinstance(done.exception, error) and says in str(done.exception)
+    assert done.stdout == ""
+
+
+@pytest.mark.usefixtures("here")
+def test_a_person_ends_also_where_our_own_tokens_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EXPORT_PIPELINE_LOCAL_TOKENS")
+    assert "anna" in printed("sign-out", "anna")

@@ -73,3 +73,25 @@ def test_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_proof_is_kept(scene: Scene) -> None:
     assert "proof" not in repr(vars(scene.recent))
+
+
+def test_what_has_ended_is_checked_again(scene: Scene) -> None:
+    scene.recent.check("session", "proof", lambda _: BEN)
+    scene.recent.forget("token", "proof")
+    scene.recent.forget("token", "never seen")
+    assert scene.recent.find("token", "proof") is None
+    assert scene.recent.find("session", "proof") == BEN
+    scene.recent.forget_all()
+    assert scene.recent.find("session", "proof") is None
+
+
+@pytest.mark.parametrize("all", [False, True])
+def test_what_ends_during_its_check_is_not_remembered(scene: Scene, all: bool) -> None:
+    def check(_: str) -> Principal:
+        scene.recent.forget_all() if all else scene.recent.forget("token", "other")
+        return BEN
+
+    assert scene.recent.check("token", "other", check) == BEN
+    assert scene.recent.find("token", "other") is None
+    scene.recent.check("token", "other", lambda _: BEN)
+    assert scene.recent.find("token", "other") == BEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import jwt
 import pytest
 
-from export_pipeline.errors import KeyUnusable, NotAuthenticated
+from export_pipeline.errors import InvalidRequest, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal, Role
-from export_pipeline.sign_in.tokens import ISSUER, Audience, Issuer
+from export_pipeline.sign_in.tokens import ISSUER, LONGEST, Audience, Issuer
 from export_pipeline.vault import token_keys
 
 ANNA = Principal(id="anna", roles=frozenset({Role.SUBJECT, Role.AUDITOR}), email="anna@example.org")
@@ -164,3 +165,43 @@ def test_a_key_file_that_others_can_read_is_refused(file: Path) -> None:
     file.chmod(0o644)
     with pytest.raises(KeyUnusable, match="by others"):
         Issuer(file).issue(ANNA)
+
+
+# --- what is needed to end one
+
+
+def test_a_session_names_the_token_that_it_began_with_and_comes_after_the_same_sign_outs(file: Path) -> None:
+    issuer = Issuer(file)
+    began = issuer.read(issuer.issue(replace(ANNA, came_after=7)), Audience.BEARER)
+    session = issuer.read(issuer.issue(began.principal, audience=Audience.SESSION), Audience.SESSION)
+    assert (began.begun_with, began.came_after) == (None, 7)
+    assert (session.begun_with, session.came_after) == (began.token_id, 7)
+    assert session.token_id != began.token_id == began.principal.token_id
+    assert issuer.read(issuer.issue(ANNA, audience=Audience.SESSION), Audience.SESSION).begun_with is None
+
+
+@pytest.mark.parametrize(("said", "read"), [(3, 3), (None, 0), (-1, 0), (True, 0), ("5", 0), (2.5, 0), ([1], 0)])
+def test_only_a_number_says_what_a_token_came_after(file: Path, said: object, read: int) -> None:
+    found = Issuer(file).read(signed(file, **{} if said is None else {"came_after": said}), Audience.BEARER)
+    assert found.came_after == read
+
+
+def test_what_expired_can_still_be_read_to_end_it_and_counts_no_more(file: Path) -> None:
+    issuer = Issuer(file)
+    for audience in (Audience.BEARER, Audience.SESSION):
+        old = issuer.issue(ANNA, audience=audience, lifetime=timedelta(hours=-1))
+        assert issuer.read(old, Audience.BEARER, Audience.SESSION, expired_too=True).principal.id == "anna"
+        assert refusal(issuer, old, audience=audience) == "expired"
+    with pytest.raises(NotAuthenticated):
+        issuer.read(issuer.note({}, lifetime=timedelta(hours=1)), Audience.BEARER, Audience.SESSION, expired_too=True)
+
+
+@pytest.mark.parametrize("changed", [{"jti": ""}, {"exp": 10**15}])
+def test_what_could_not_be_ended_does_not_count(file: Path, changed: dict[str, Any]) -> None:
+    assert refusal(Issuer(file), signed(file, **changed)) == "missing_claim"
+
+
+def test_nothing_counts_longer_than_what_ends_it_is_kept(file: Path) -> None:
+    Issuer(file).issue(ANNA, lifetime=LONGEST)
+    with pytest.raises(InvalidRequest, match="a year"):
+        Issuer(file).issue(ANNA, lifetime=LONGEST + timedelta(seconds=1))
