@@ -116,7 +116,9 @@ class Settings(BaseSettings):
         " redirect; its address must then be one that recipients reach.",
     )
     public_url: str | None = Field(
-        None, description="Address at which people reach the API, for links; unset means this machine's own."
+        None,
+        description="Address at which people reach the API, with the path where a proxy puts it below one: links and"
+        " all addresses in answers begin with it. Unset means this machine's own.",
     )
     api_host: str = Field(
         "127.0.0.1", description="Address on which the API listens; a proxy with TLS belongs before it."
@@ -282,6 +284,10 @@ class Settings(BaseSettings):
     def api_url(self) -> str:
         """Address at which people reach the API, without a slash at its end."""
         return self.public_url or f"http://127.0.0.1:{self.api_port}"
+
+    def address(self, path: str) -> str:
+        """A path of the API as its answers give it: whole as soon as `public_url` says how people reach it."""
+        return f"{self.public_url or ''}{path}"
 
     @field_validator("smtp_url")
     @classmethod

@@ -61,8 +61,9 @@ _RULES = """
 - **Limits**: 429 comes with `Retry-After` and, in the body, `limit`, `remaining` and `retry_after`.
 - **Ids in paths** are percent-encoded. An id with a slash fits into no path: `GET /api/exports?user_id=` takes it, and
   `POST /request` with `request_type` gdpr.
-- **Addresses in answers** (`status_url`, `file_url`, `Location`) begin with `/api`: where a proxy puts the API below a
-  path, put that before them. `download_url` is whole as soon as `EXPORT_PIPELINE_PUBLIC_URL` is set.
+- **Addresses in answers** (`status_url` and `Location`, `file_url`, `download_url`) begin with
+  `EXPORT_PIPELINE_PUBLIC_URL` and its path, where a proxy puts the API below one. Without that setting they begin with
+  `/api`.
 - **Pages**: `next_cursor` of a page is the `cursor` of the next. A row is shown once, whatever is inserted meanwhile.
 - **`ETag`** comes with status, manifest and data types; `If-None-Match` with it gets 304 as long as nothing changed.
 - **Live changes** are server-sent events. Each event `status` has the whole status as its data; comments keep the

@@ -19,6 +19,7 @@ from export_pipeline.models import (
     RequestStatus,
     RequestType,
 )
+from export_pipeline.settings import Settings
 
 _EXAMPLE_ID = "5d7f0f66-3f1c-4f9e-9f0b-6f4e3f0f8a51"
 _EXAMPLE: dict[str, JsonValue] = {
@@ -159,15 +160,16 @@ class Export(BaseModel):
     file_size_bytes: int | None = Field(description="Of the file as it is delivered.")
 
     @classmethod
-    def of(cls, listed: Listed) -> Export:
+    def of(cls, listed: Listed, settings: Settings) -> Export:
         """Show a row; not where its file lies."""
         request = listed.request
+        file_url = settings.address(f"/api/exports/download/{request.request_id}")
         values = {name: getattr(request, name, None) for name in cls.model_fields}
         return cls(
             **values
             | {
                 "data_types": list(request.data_types),
-                "file_url": f"/api/exports/download/{request.request_id}" if listed.has_file else None,
+                "file_url": file_url if listed.has_file else None,
                 "total_records": listed.total_records,
                 "file_size_bytes": listed.file_size_bytes,
             }

@@ -21,18 +21,18 @@ def approve_export(target: _Decidable, why: OptionalReason | None = None) -> Exp
     """Let a request into the queue. Whoever asked for it, or whose data it is, can't."""
     reason = why.reason if why else ""
     target.services.intake.approve(target.request_id, target.caller.actor, reason)
-    return Export.of(target.again())
+    return Export.of(target.again(), target.services.settings)
 
 
 @router.post("/{request_id}/reject", operation_id="reject_export", responses=_RESPONSES)
 def reject_export(target: _Decidable, why: Reason) -> Export:
     """End a request that waits for approval, with a reason."""
     target.services.intake.reject(target.request_id, target.caller.actor, why.reason)
-    return Export.of(target.again())
+    return Export.of(target.again(), target.services.settings)
 
 
 @router.post("/{request_id}/extend", operation_id="extend_export", responses=_RESPONSES)
 def extend_export(target: Annotated[Target, Depends(export(Scope.EXTEND))], why: Reason) -> Export:
     """Move the due date of a gdpr request by two months, once, with a reason."""
     target.services.intake.extend(target.request_id, target.caller.actor, why.reason)
-    return Export.of(target.again())
+    return Export.of(target.again(), target.services.settings)

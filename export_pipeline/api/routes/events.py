@@ -66,7 +66,7 @@ async def _events(changes: Changes, target: Target) -> AsyncIterator[str]:
         while True:
             changed.clear()
             try:
-                export = Export.of(await run_in_threadpool(target.again))
+                export = Export.of(await run_in_threadpool(target.again), target.services.settings)
             except DatabaseUnavailable:
                 return  # the client connects again, and hears by the status code what is the case
             if (text := export.model_dump_json()) != shown:

@@ -49,7 +49,7 @@ def list_exports(
     )
     shown = found[:limit]
     more = pages.cursor(Place.of(shown[-1].request)) if len(found) > limit else None
-    return Exports(exports=[Export.of(one) for one in shown], count=len(shown), next_cursor=more)
+    return Exports(exports=[Export.of(one, services.settings) for one in shown], count=len(shown), next_cursor=more)
 
 
 @router.get("/user/{user_id}/history", operation_id="get_history", responses=documented(400))
@@ -62,7 +62,7 @@ def get_history(
     """A person's exports, newest first."""
     caller.require(user_id)
     found = Listing(services.database).page(limit=limit, user_id=user_id)
-    return History(user_id=user_id, exports=[Export.of(one) for one in found], count=len(found))
+    return History(user_id=user_id, exports=[Export.of(one, services.settings) for one in found], count=len(found))
 
 
 @router.get(
@@ -73,7 +73,7 @@ def get_history(
 )
 async def get_status(target: _Readable, if_none_match: IfNoneMatch = None) -> Response:
     """One export request: where it stands."""
-    return conditional(Export.of(target.listed), if_none_match)
+    return conditional(Export.of(target.listed, target.services.settings), if_none_match)
 
 
 @router.get(
@@ -97,10 +97,8 @@ def get_download(target: _Downloadable) -> Download:
     target.require_file()
     link = target.services.links.issue(target.request_id, target.caller.actor)
     left = link.expires_at - datetime.now(UTC)
-    base = target.services.settings.public_url or ""
-    return Download(
-        download_url=base + link.url_path, expires_in=max(0, round(left.total_seconds())), link_id=link.link_id
-    )
+    url = target.services.settings.address(link.url_path)
+    return Download(download_url=url, expires_in=max(0, round(left.total_seconds())), link_id=link.link_id)
 
 
 @router.delete("/{request_id}", operation_id="delete_export", responses=documented(404))
@@ -114,11 +112,11 @@ def delete_export(target: Annotated[Target, Depends(export(Scope.DELETE))]) -> D
 def cancel_export(target: Annotated[Target, Depends(export(Scope.CANCEL))]) -> Export:
     """End a request that has no file yet, and its run."""
     target.services.intake.cancel(target.request_id, target.caller.actor)
-    return Export.of(target.again())
+    return Export.of(target.again(), target.services.settings)
 
 
 @router.post("/{request_id}/retry", operation_id="retry_export", responses=documented(404, 409, 429))
 def retry_export(target: Annotated[Target, Depends(export(Scope.RETRY))]) -> Export:
     """Put a failed or cancelled request back into the queue."""
     target.services.intake.retry(target.request_id, target.caller.actor)
-    return Export.of(target.again())
+    return Export.of(target.again(), target.services.settings)

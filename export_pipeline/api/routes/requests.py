@@ -60,7 +60,7 @@ def request_export(
         idempotency_key=idempotency_key,
     )
     _require_same(request, asked)
-    return _requested(request, response)
+    return _requested(request, response, services)
 
 
 @router.post("/gdpr/{user_id}", operation_id="request_gdpr_export", status_code=202, responses=_RESPONSES)
@@ -121,8 +121,8 @@ def _require_same(request: ExportRequest, asked: RequestExport) -> None:
         raise WrongStatus("This Idempotency-Key was used for another request.", hint="Take a new one.")
 
 
-def _requested(request: ExportRequest, response: Response) -> Requested:
-    url = f"/api/exports/status/{request.request_id}"
+def _requested(request: ExportRequest, response: Response, services: Services) -> Requested:
+    url = services.settings.address(f"/api/exports/status/{request.request_id}")
     response.headers["Location"] = url
     return Requested(
         request_id=request.request_id,

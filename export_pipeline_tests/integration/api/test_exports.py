@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +37,26 @@ def test_a_request_is_accepted_and_recorded_as_its_caller(api: Api) -> None:
     assert (request.user_id, request.requested_by, request.format) == (SUBJECT, SUBJECT, "csv")
     [entry] = api.services.requests.trail(made["request_id"])
     assert (entry.action, entry.actor, entry.user_agent) == (AuditAction.REQUESTED, SUBJECT, "a browser")
+
+
+@pytest.mark.parametrize("public_url", ["https://example.org/privacy", "https://example.org", None])
+def test_addresses_in_answers_are_those_at_which_people_reach_the_api(api: Api, public_url: str | None) -> None:
+    settings = api.services.settings.model_copy(update={"public_url": public_url})
+    api.app.state.services = replace(api.services, settings=settings)
+    base = f"{public_url or ''}/api/exports"
+    answer = api("POST", "/api/exports/request", json=body())
+    request_id = answer.json()["request_id"]
+    assert answer.headers["location"] == answer.json()["status_url"] == f"{base}/status/{request_id}"
+    api.export(request_id)
+    shown = [
+        api("GET", f"/api/exports/status/{request_id}").json(),
+        *api("GET", "/api/exports").json()["exports"],
+        *api("GET", f"/api/exports/user/{SUBJECT}/history").json()["exports"],
+    ]
+    assert [one["file_url"] for one in shown] == [f"{base}/download/{request_id}"] * 3
+    url = api("GET", f"/api/exports/download/{request_id}").json()["download_url"]
+    assert url.startswith(f"{base}/files/")
+    assert api("GET", url.removeprefix(public_url or ""), by=None).status_code == 200
 
 
 def test_a_recipients_key_goes_with_the_request_and_a_bad_one_is_refused(api: Api) -> None:
