@@ -18,6 +18,7 @@ from export_pipeline.delivery import deliver
 from export_pipeline.models import Actor, ExportFormat
 from export_pipeline.settings import Settings
 from export_pipeline.vault import signing
+from export_pipeline_tests.exporting import execute
 
 _ME = Actor(id="vectors")
 _USER = "user-0004"
@@ -43,14 +44,7 @@ def _file(file: Path, services: wiring.Services, form: ExportFormat, recipient: 
     request = services.intake.request(
         user_id=_USER, data_types=[], actor=_ME, format=form, kind="gdpr", recipient=recipient
     )
-    services.requests.claim(10)
-    run = services.run(request.request_id, "run", reopen=False)
-    try:
-        plan = run.plan()
-        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-        run.write_metadata(run.render_and_store(plan, parts, {}))
-    finally:
-        run.close()
+    execute(services, request.request_id)
     delivered = deliver(services.database, services.vault(), request.request_id, _ME)
     metadata = delivered.metadata
     file.write_bytes(b"".join(services.vault().sealed(metadata.storage_key)))

@@ -16,6 +16,7 @@ from export_pipeline.errors import ConfigurationError, InvalidRequest
 from export_pipeline.models import Actor, DataTypeConfig, ExportRequest, RequestStatus
 from export_pipeline.render.formats import delivered
 from export_pipeline.wiring import Services
+from export_pipeline_tests.exporting import execute
 
 ADMIN = Actor(id="admin")
 ROWS = [
@@ -45,14 +46,7 @@ def people(services: Services) -> Callable[..., None]:
 
 def export(services: Services, **asked: Any) -> ExportRequest:
     request = services.intake.request(actor=ADMIN, **{"user_id": "p-1", "data_types": ["people"], **asked})
-    services.requests.claim(10)
-    run = services.run(request.request_id, f"run-{request.request_id}", reopen=False)
-    try:
-        plan = run.plan()
-        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-        return run.write_metadata(run.render_and_store(plan, parts, {}))
-    finally:
-        run.close()
+    return execute(services, request.request_id)
 
 
 def document(services: Services, request: ExportRequest) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from export_pipeline.models import Actor
 from export_pipeline.wiring import Services
+from export_pipeline_tests.exporting import execute
 
 ME = Actor(id="tester")
 USER = "user-0004"
@@ -61,7 +62,7 @@ def test_the_findings_of_the_doctor_are_one_document(here: Services) -> None:
 
 def test_missing_files_are_reported_in_one_document(here: Services) -> None:
     made = here.intake.request(user_id=USER, data_types=["user_clicks"], actor=ME)
-    export(here, made.request_id)
+    execute(here, made.request_id)
     here.vault().delete_below(made.request_id)
     assert document("purge", code=1)["missing"] == [made.request_id]
 
@@ -131,22 +132,10 @@ def test_nothing_that_is_shown_gives_orders_to_the_terminal(here: Services) -> N
 
 def test_a_file_may_have_any_name(here: Services, tmp_path: Path) -> None:
     made = here.intake.request(user_id=USER, data_types=["user_clicks"], actor=ME)
-    export(here, made.request_id)
+    execute(here, made.request_id)
     file = tmp_path / "[bold]of a[/]person.json"
     file.parent.mkdir()
     done = run("download", made.request_id, "-o", str(file))
     assert (done.returncode, done.stderr) == (0, "")
     assert "[bold]of a[/]person.json" in done.stdout.replace("\n", "")
     assert file.exists()
-
-
-def export(services: Services, request_id: str) -> None:
-    """Do what a run does, without Dagster."""
-    services.requests.claim(1)
-    run = services.run(request_id, "run-1", reopen=False)
-    try:
-        plan = run.plan()
-        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-        run.write_metadata(run.render_and_store(plan, parts, {}))
-    finally:
-        run.close()

@@ -16,20 +16,14 @@ from export_pipeline.errors import InvalidRequest, KeyUnusable, RunNotEntitled, 
 from export_pipeline.models import Actor, ExportRequest, RequestStatus
 from export_pipeline.render.formats import delivered
 from export_pipeline.wiring import Services
+from export_pipeline_tests.exporting import execute
 
 ADMIN = Actor(id="admin")
 
 
 def export(services: Services, **asked: object) -> ExportRequest:
     request = services.intake.request(actor=ADMIN, **{"kind": "custom", **asked})
-    services.requests.claim(10)
-    run = services.run(request.request_id, "run-1", reopen=False)
-    try:
-        plan = run.plan()
-        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-        return run.write_metadata(run.render_and_store(plan, parts, {}))
-    finally:
-        run.close()
+    return execute(services, request.request_id)
 
 
 def fetch(services: Services, request: ExportRequest) -> bytes:

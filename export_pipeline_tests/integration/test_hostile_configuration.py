@@ -17,6 +17,7 @@ from psycopg import sql
 
 from export_pipeline.errors import ExportPipelineError, InvalidRequest
 from export_pipeline.models import DataTypeConfig
+from export_pipeline_tests.exporting import execute
 
 if TYPE_CHECKING:
     from export_pipeline_tests.integration.conftest import Exporter
@@ -256,14 +257,7 @@ def by_plain_insert(exporter: Exporter, admin: psycopg.Connection, request_id: s
         " format) VALUES (%s, %s, 'sql', 'custom', ARRAY['t'], 'json')",
         [request_id, person],
     )
-    run = exporter.services.run(request_id, f"run-of-{request_id}", reopen=False)
-    try:
-        plan = run.plan()
-        parts = [run.collect(plan, "t")]
-        done = run.write_metadata(run.render_and_store(plan, parts, {}))
-    finally:
-        run.close()
-    return json.loads(exporter.fetch(done))["data"]
+    return json.loads(exporter.fetch(execute(exporter.services, request_id)))["data"]
 
 
 # --- types of the user column

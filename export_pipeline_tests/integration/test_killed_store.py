@@ -16,6 +16,7 @@ from export_pipeline.vault import keys
 from export_pipeline.vault.seal import unseal
 from export_pipeline.vault.store import Vault
 from export_pipeline.wiring import Services, key_file
+from export_pipeline_tests.exporting import execute
 
 ME = Actor(id="tester")
 KILLS = 50
@@ -80,12 +81,5 @@ def test_fifty_kills(services: Services) -> None:
             assert vault.listing() == []
     assert "half" in outcomes, "no kill came in the middle: nothing was shown"
     services.intake.retry(request.request_id, ME)
-    services.requests.claim(1)
-    run = services.run(request.request_id, "last", reopen=False)
-    try:
-        plan = run.plan()
-        done = run.write_metadata(run.render_and_store(plan, [run.collect(plan, "user_clicks")], {}))
-    finally:
-        run.close()
-    assert done.status is RequestStatus.COMPLETED
+    assert execute(services, request.request_id, "last").status is RequestStatus.COMPLETED
     assert [found.key for found in vault.listing()] == [f"{request.request_id}/last/export.age"]

@@ -24,6 +24,7 @@ from export_pipeline.cli.app import app
 from export_pipeline.models import Actor, ExportFormat, ExportRequest
 from export_pipeline.settings import Settings
 from export_pipeline.wiring import Services
+from export_pipeline_tests.exporting import execute
 
 ME = Actor(id="tester")
 USER = "user-0004"
@@ -169,14 +170,7 @@ def export(services: Services, form: str, recipient: str | None) -> ExportReques
     request = services.intake.request(
         user_id=USER, data_types=["user_clicks", "user_errors"], actor=ME, format=form, recipient=recipient
     )
-    services.requests.claim(10)
-    run = services.run(request.request_id, "run", reopen=False)
-    try:
-        plan = run.plan()
-        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-        return run.write_metadata(run.render_and_store(plan, parts, {}))
-    finally:
-        run.close()
+    return execute(services, request.request_id)
 
 
 @pytest.mark.parametrize("form", ExportFormat)

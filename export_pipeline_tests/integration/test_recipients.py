@@ -33,6 +33,7 @@ from export_pipeline.settings import Settings
 from export_pipeline.vault import keys, signing
 from export_pipeline.verify import verify
 from export_pipeline.wiring import Services, key_file, signing_key_file
+from export_pipeline_tests.exporting import execute
 
 ME = Actor(id="tester")
 USER = "user-0004"
@@ -72,10 +73,7 @@ def export(services: Services, recipient: str | None, form: str = "json") -> Exp
     request = services.intake.request(
         user_id=USER, data_types=["user_clicks", "user_errors"], actor=ME, format=form, recipient=recipient
     )
-    with run_of(services, request) as run:
-        plan = run.plan()
-        parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-        return run.write_metadata(run.render_and_store(plan, parts, {}))
+    return execute(services, request.request_id)
 
 
 def fetch(services: Services, request: ExportRequest) -> Delivery:
@@ -312,10 +310,7 @@ def test_a_passphrase_makes_a_key_that_only_the_person_opens(
     [request] = services.requests.search()
     assert request.recipient.startswith("age1")
     assert (tmp_path / "key.age").stat().st_mode & 0o777 == 0o600
-    with run_of(services, request) as run:
-        plan = run.plan()
-        done = run.write_metadata(run.render_and_store(plan, [run.collect(plan, "user_clicks")], {}))
-    save(fetch(services, done), tmp_path / "export.age")
+    save(fetch(services, execute(services, request.request_id)), tmp_path / "export.age")
     content = opened_by_age(tmp_path / "export.age", tmp_path / "key.age", passphrase=passphrase)
     assert verify_bytes(content, tmp_path)
 

@@ -19,6 +19,9 @@ from export_pipeline.api.authentication import authenticate
 from export_pipeline.errors import NotAuthenticated
 from export_pipeline.identity import Principal, Role
 from export_pipeline.models import ExportRequest
+from export_pipeline_tests.exporting import execute
+from export_pipeline_tests.file_server import CONTENT, MIB, Installation
+from export_pipeline_tests.serving import served
 
 _runs = itertools.count(1)
 SUBJECT = "user-0004"
@@ -74,14 +77,7 @@ class Api:
 
     def export(self, request_id: str) -> ExportRequest:
         """Do what a run does, without Dagster."""
-        self.services.requests.claim(100)
-        run = self.services.run(request_id, f"run-{next(_runs)}", reopen=False)
-        try:
-            plan = run.plan()
-            parts = [run.collect(plan, planned.data_type) for planned in plan.types]
-            return run.write_metadata(run.render_and_store(plan, parts, {}))
-        finally:
-            run.close()
+        return execute(self.services, request_id, f"run-{next(_runs)}")
 
 
 @pytest.fixture
@@ -91,6 +87,15 @@ def api(services: wiring.Services) -> Iterator[Api]:
     app.dependency_overrides[authenticate] = stand_in
     with TestClient(app) as client:
         yield Api(app=app, client=client, services=services)
+
+
+@pytest.fixture
+def running(services: wiring.Services) -> Iterator[Installation]:
+    """One file, `one`, of ann, and a server."""
+    with served(services) as port:
+        made = Installation(services, port)
+        made.place("one", [CONTENT[:MIB], CONTENT[MIB:]])
+        yield made
 
 
 def problem(answer: httpx.Response, status: int, name: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from export_pipeline.models import Actor
 from export_pipeline.settings import Settings
 from export_pipeline.sign_in.gatekeeper import COOKIE
 from export_pipeline_tests.conftest import database_url
+from export_pipeline_tests.exporting import execute
 
 #: Operation: the scope that it needs; and whom it is about: nobody (or everybody), whoever calls, the person of a user
 #: id, or the person of a request.
@@ -241,11 +242,7 @@ def house(server_url: str, sample_template: str, tmp_path_factory: pytest.TempPa
     wiring.make_keys(chosen)
     with wiring.connect(chosen) as services, TestClient(create_app(services)) as client:
         services.intake.request(user_id=OTHER, data_types=["user_sessions"], actor=Actor(id=OTHER), request_id="sample")
-        services.requests.claim(1)
-        run = services.run("sample", "run-1", reopen=False)
-        plan = run.plan()
-        run.write_metadata(run.render_and_store(plan, [run.collect(plan, one.data_type) for one in plan.types], {}))
-        run.close()
+        execute(services, "sample")
         token = services.links.issue("sample", Actor(id=OTHER)).url_path.rpartition("/")[2]
         yield House(services=services, client=client, token=token)
 

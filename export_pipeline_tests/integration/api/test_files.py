@@ -6,7 +6,7 @@ import hashlib
 import http.client
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +23,6 @@ from export_pipeline.settings import Settings
 from export_pipeline.sign_in.gatekeeper import COOKIE
 from export_pipeline.vault.store import Vault
 from export_pipeline_tests.file_server import ANN, CONTENT, MIB, Answer, Installation
-from export_pipeline_tests.serving import served
 
 PATH = "/api/exports/one/file"
 TAG = f'"{hashlib.sha256(CONTENT).hexdigest()}"'
@@ -35,15 +34,6 @@ def settings(tmp_path: Path, tables_url: str) -> Settings:
     made = Settings(_env_file=None, home=tmp_path / "home", database_url=SecretStr(tables_url), **chosen)
     wiring.make_keys(made)
     return made
-
-
-@pytest.fixture
-def running(services: wiring.Services) -> Iterator[Installation]:
-    """One file, `one`, of ann, and a server."""
-    with served(services) as port:
-        made = Installation(services, port)
-        made.place("one", [CONTENT[:MIB], CONTENT[MIB:]])
-        yield made
 
 
 @pytest.fixture

@@ -48,15 +48,6 @@ def settings(tmp_path: Path, migrated_url: str) -> Settings:
     return made
 
 
-@pytest.fixture
-def running(services: wiring.Services) -> Iterator[Installation]:
-    """One file, `one`, and a server."""
-    with served(services) as port:
-        made = Installation(services, port)
-        made.place("one", [CONTENT[:MIB], CONTENT[MIB:]])
-        yield made
-
-
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
