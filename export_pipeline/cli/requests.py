@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,12 @@ from export_pipeline.cli.output import AsJson, cell, console, human_size, print_
 from export_pipeline.db.watch import ON_ITS_WAY, follow
 from export_pipeline.delivery import deliver, save
 from export_pipeline.errors import ExportPipelineError
+from export_pipeline.intake import Intake
 from export_pipeline.models import ExportFormat, ExportRequest, RequestStatus, RequestType
 from export_pipeline.verify import verify as verify_file
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
+Reason = Annotated[str, typer.Option(help="Why; stands in the audit trail.")]
 
 
 def request(
@@ -144,56 +147,32 @@ def queue(as_json: AsJson = False) -> None:
 
 def retry(request_id: RequestId, as_json: AsJson = False) -> None:
     """Put a failed or cancelled request back into the queue, as a new attempt."""
-    with wiring.connect(settings.load()) as services:
-        moved = services.intake.retry(request_id, me())
-    _show_made(moved, waited=False, as_json=as_json)
+    _move(lambda intake: intake.retry(request_id, me()), as_json=as_json)
 
 
 def cancel(request_id: RequestId, as_json: AsJson = False) -> None:
     """End a request that has no file yet."""
-    with wiring.connect(settings.load()) as services:
-        moved = services.intake.cancel(request_id, me())
-    _show_made(moved, waited=False, as_json=as_json)
+    _move(lambda intake: intake.cancel(request_id, me()), as_json=as_json)
 
 
-def approve(
-    request_id: RequestId,
-    reason: Annotated[str, typer.Option(help="Why; stands in the audit trail.")] = "",
-    as_json: AsJson = False,
-) -> None:
+def approve(request_id: RequestId, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let a request that waits for approval go into the queue."""
-    with wiring.connect(settings.load()) as services:
-        moved = services.intake.approve(request_id, me(), reason)
-    _show_made(moved, waited=False, as_json=as_json)
+    _move(lambda intake: intake.approve(request_id, me(), reason), as_json=as_json)
 
 
-def reject(
-    request_id: RequestId,
-    reason: Annotated[str, typer.Option(help="Why; stands in the audit trail.")],
-    as_json: AsJson = False,
-) -> None:
+def reject(request_id: RequestId, reason: Reason, as_json: AsJson = False) -> None:
     """End a request that waits for approval."""
-    with wiring.connect(settings.load()) as services:
-        moved = services.intake.reject(request_id, me(), reason)
-    _show_made(moved, waited=False, as_json=as_json)
+    _move(lambda intake: intake.reject(request_id, me(), reason), as_json=as_json)
 
 
-def extend(
-    request_id: RequestId,
-    reason: Annotated[str, typer.Option(help="Why; stands in the audit trail.")],
-    as_json: AsJson = False,
-) -> None:
+def extend(request_id: RequestId, reason: Reason, as_json: AsJson = False) -> None:
     """Move the due date of a gdpr request by two months, once."""
-    with wiring.connect(settings.load()) as services:
-        moved = services.intake.extend(request_id, me(), reason)
-    _show_made(moved, waited=False, as_json=as_json)
+    _move(lambda intake: intake.extend(request_id, me(), reason), as_json=as_json)
 
 
 def delete(request_id: RequestId, as_json: AsJson = False) -> None:
     """Remove the file of a request for good; its row and its trail stay."""
-    with wiring.connect(settings.load()) as services:
-        moved = services.intake.delete(request_id, me())
-    _show_made(moved, waited=False, as_json=as_json)
+    _move(lambda intake: intake.delete(request_id, me()), as_json=as_json)
 
 
 def download(
@@ -257,6 +236,12 @@ COMMANDS = (
     download,
     verify,
 )
+
+
+def _move(move: Callable[[Intake], ExportRequest], *, as_json: bool) -> None:
+    with wiring.connect(settings.load()) as services:
+        moved = move(services.intake)
+    _show_made(moved, waited=False, as_json=as_json)
 
 
 def _show_made(made: ExportRequest, *, waited: bool, as_json: bool) -> None:
