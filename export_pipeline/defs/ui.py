@@ -5,17 +5,20 @@ GraphQL and its WebSocket alike. Operators and auditors get Dagster's own read-o
 """
 
 import argparse
+import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import dagster as dg
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from export_pipeline.defs.internals import MAY_CHANGE, dagster_ui
+from export_pipeline.defs.own_errors import unexpected
 from export_pipeline.defs.process import services
 from export_pipeline.errors import ExportPipelineError, NotAllowed, NotAuthenticated
 from export_pipeline.identity import Scope, allowed, require
@@ -29,6 +32,7 @@ _DB_POOL_RECYCLE_S = 3600
 _DB_POOL_MAX_OVERFLOW = 20
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
+_log = logging.getLogger(__name__)
 
 AsgiScope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -102,13 +106,43 @@ class _Line:
         return not self._closed
 
 
+class Discreet:
+    """Answers for an error that nobody foresaw. Neither the log nor a browser gets its text, which may quote a person.
+
+    Args:
+        app: What may fail.
+    """
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        begun = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            _log.error("%s", unexpected(error))
+            if begun or scope["type"] != "http":
+                # Half an answer must not look like a whole one: the server cuts the connection.
+                raise ConnectionAbortedError("The answer was cut off; the reason is in the line before.") from None
+            await JSONResponse({"detail": web.UNUSABLE}, 500)(scope, receive, send)
+
+
 def gated(app: AsgiApp, gatekeeper: Gatekeeper) -> Starlette:
     """Put Dagster's application behind the gate, with the pages for signing in before it."""
 
     async def alive(_request: object) -> Response:
         return PlainTextResponse("alive")
 
-    return Starlette(routes=[Route(ALIVE, alive), *web.routes(gatekeeper), Mount("/", Gate(app, gatekeeper))])
+    routes = [Route(ALIVE, alive), *web.routes(gatekeeper), Mount("/", Gate(app, gatekeeper))]
+    return Starlette(routes=routes, middleware=[Middleware(Discreet)])
 
 
 def main() -> None:

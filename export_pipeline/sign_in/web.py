@@ -38,6 +38,8 @@ NOTE = "export_pipeline_sign_in"
 _AT_PROVIDER = 8
 _HOST = re.compile(r"[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:.]+\](:\d+)?")
 _log = logging.getLogger(__name__)
+#: What a stranger is told of whatever is wrong inside.
+UNUSABLE = "Something that the service needs cannot be used now. Try again later."
 _LOCAL_PATH = re.compile(r"/(?![/\\])[!-~]{0,999}")
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -113,7 +115,7 @@ def told(error: ExportPipelineError) -> str:
     """What a stranger is told: what is wrong inside may name files of ours, and is for the log."""
     if isinstance(error, NotAuthenticated | NotAllowed | IdentityProviderUnavailable):
         return error.message
-    return "Something that the service needs cannot be used now. Try again later."
+    return UNUSABLE
 
 
 def forbidden(error: NotAllowed) -> Response:

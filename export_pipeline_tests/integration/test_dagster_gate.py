@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import psycopg
 import pytest
 from pydantic import SecretStr
 from starlette.responses import PlainTextResponse
@@ -134,3 +135,49 @@ def test_people_get_pages_and_programs_get_problems(gatekeeper: Gatekeeper, clie
     if wanted != 200:
         assert answer.headers["content-type"].startswith("text/html")
         assert ('href="/sign-out"' in answer.text) == (wanted == 403)
+
+
+# --- what nobody foresaw
+
+
+CANARY = "Failing row contains (anna, 203.0.113.7)."
+
+
+@pytest.mark.parametrize("path", ["/runs", "/sign-in?code=x"])
+def test_the_text_of_an_unforeseen_error_is_for_nobody(
+    gatekeeper: Gatekeeper, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = headers(gatekeeper, "admin", session=False)
+
+    def fail(*_: object) -> NoReturn:
+        raise psycopg.errors.CheckViolation(CANARY)
+
+    monkeypatch.setattr(Gatekeeper, "admit", fail)
+    monkeypatch.setattr(Gatekeeper, "redeem", fail)
+    with TestClient(gated(dagster, gatekeeper)) as client:
+        answer = client.get(path, headers=shown)
+    assert answer.status_code == 500
+    assert "cannot be used now" in answer.json()["detail"]
+    assert "Unexpected CheckViolation" in caplog.text
+    assert CANARY not in caplog.text + answer.text
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["before the answer", "in its middle"])
+def test_an_error_of_dagster_itself_is_told_by_type_and_place(
+    gatekeeper: Gatekeeper, half: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        if half:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError(CANARY)
+
+    shown = headers(gatekeeper, "admin", session=False)
+    with TestClient(gated(failing, gatekeeper), raise_server_exceptions=half) as client:
+        if half:
+            with pytest.raises(ConnectionAbortedError) as cut:
+                client.get("/runs", headers=shown)
+            assert cut.value.__cause__ is None and cut.value.__suppress_context__
+        else:
+            assert client.get("/runs", headers=shown).status_code == 500
+    assert "Unexpected ValueError" in caplog.text
+    assert CANARY not in caplog.text
