@@ -60,6 +60,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _examined("clock", lambda: _clock(services))
         yield from _examined("sign-in", lambda: _sign_in(services))
         yield from _examined("key and store", lambda: _vault(services))
+        yield from _examined("stored files", lambda: _stored(services))
         yield from _source(services)
 
 
@@ -134,6 +135,20 @@ def _vault(services: wiring.Services) -> Finding:
     return Finding(
         check="key and store", verdict=Verdict.GOOD, message=f"{wiring.storage_url(services.settings)} is sealed by age"
     )
+
+
+def _stored(services: wiring.Services) -> Finding:
+    wiring.require_kept_key(services.settings, services.files)
+    counts, known = services.files.by_key(), {fact.public_key for fact in wiring.public_keys(services.settings)}
+    lost = sum(files for key, files in counts.items() if key and key not in known)
+    if lost:
+        return Finding(
+            check="stored files",
+            verdict=Verdict.BAD,
+            message=f"{lost} are sealed for a key that is not here: nobody can open them",
+            hint="Put the key back from the backup, below the others in its file; or request these exports again.",
+        )
+    return Finding(check="stored files", verdict=Verdict.GOOD, message=f"{sum(counts.values())}, all keys are here")
 
 
 def _source(services: wiring.Services) -> Iterator[Finding]:

@@ -204,6 +204,7 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
 
     Raises:
         ConfigurationError: Already running for this state folder, or a port is taken.
+        KeyUnusable: The key of stored files is lost.
         ExportPipelineError: Something did not start; names its log file.
     """
     with ExitStack() as held:
@@ -261,6 +262,7 @@ def _require_shared(settings: Settings) -> None:
 
 def _prepare(settings: Settings, held: ExitStack, *, ui_url: str) -> tuple[Stack, dagster_home.CodeServer]:
     services = held.enter_context(wiring.connect(settings))
+    wiring.require_kept_key(settings, services.files)
     stack = Stack(ui_url=ui_url, log_folder=settings.home / "logs", services=services)
     with wiring.home_explained(settings):
         stack.log_folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
@@ -16,13 +16,13 @@ from export_pipeline.collect.source import Source
 from export_pipeline.db.data_types import DataTypeStore
 from export_pipeline.db.files import FileStore
 from export_pipeline.db.migrate import migrate, require_current
-from export_pipeline.db.pool import Database
+from export_pipeline.db.pool import Bounds, Database
 from export_pipeline.db.requests import RequestStore
 from export_pipeline.db.sign_in import SignInStore
 from export_pipeline.db.sign_outs import SignOutStore
 from export_pipeline.db.tickets import TicketStore
 from export_pipeline.db.verification_codes import VerificationCodeStore
-from export_pipeline.errors import ConfigurationError, DatabaseUnavailable
+from export_pipeline.errors import ConfigurationError, DatabaseUnavailable, KeyUnusable
 from export_pipeline.export_run import ExportRun
 from export_pipeline.identity import Role
 from export_pipeline.intake import Intake, Limits
@@ -202,7 +202,14 @@ class Services:
         self.close()
 
 
-def connect(settings: Settings, *, prepare: bool = True, connections: int = 4, patience_s: float = 10.0) -> Services:
+def connect(
+    settings: Settings,
+    *,
+    prepare: bool = True,
+    connections: int = 4,
+    patience_s: float = 10.0,
+    bounds: Bounds | None = None,
+) -> Services:
     """Connect to our database, starting the embedded one when it is the default and not running.
 
     Args:
@@ -211,6 +218,7 @@ def connect(settings: Settings, *, prepare: bool = True, connections: int = 4, p
             changed by `export-pipeline migrate`.
         connections: To our database at the same time.
         patience_s: Longest wait for one of them.
+        bounds: Of statements on them.
 
     Raises:
         NotMigrated: The tables of your own database are of another version.
@@ -223,43 +231,57 @@ def connect(settings: Settings, *, prepare: bool = True, connections: int = 4, p
             with _own(url) as connection:
                 if settings.embedded:
                     migrate(connection)
-                    make_keys(settings)
                 else:
                     require_current(connection)
-        return Services(
+        services = Services(
             settings=settings,
             database_url=url,
-            database=Database(url, max_size=connections, patience_s=patience_s),
+            database=Database(url, max_size=connections, patience_s=patience_s, bounds=bounds),
             _held=held,
         )
+        held.callback(services.database.close)
+        if prepare and settings.embedded:
+            make_keys(settings, services.files)
+        return services
     except BaseException:
         held.close()
         raise
 
 
 def apply_migrations(settings: Settings) -> list[str]:
-    """Bring our tables to the newest version, and make the first key.
+    """Bring our tables to the newest version, and make the first keys.
 
     Returns:
         Names of the migrations that were applied now.
+
+    Raises:
+        KeyUnusable: The key of stored files is lost. The tables are current nevertheless.
     """
     with ExitStack() as held:
-        with _own(_database_url(settings, held)) as connection:
+        url = _database_url(settings, held)
+        with _own(url) as connection:
             applied = migrate(connection)
-        make_keys(settings)
+        database = held.enter_context(closing(Database(url, max_size=1)))
+        make_keys(settings, FileStore(database))
+        require_kept_key(settings, FileStore(database))
     return [f"{migration.version:04d} {migration.name}" for migration in applied]
 
 
-def make_keys(settings: Settings) -> None:
+def make_keys(settings: Settings, files: FileStore | None = None) -> None:
     """Make the first keys where their files are ours to make. A lost key is never replaced behind anybody's back:
-    with a database of your own only `export-pipeline migrate` comes here.
+    with a database of your own only `export-pipeline migrate` comes here, and nobody makes an age key beside stored
+    files that another one sealed.
+
+    Args:
+        settings: The installation's settings.
+        files: Knows what is stored; None when there cannot be anything yet.
 
     Raises:
         ConfigurationError: The state folder cannot be made.
         KeyUnusable: A folder cannot be written to.
     """
     make_home(settings)
-    if settings.key_file is None and settings.keys is None:
+    if settings.key_file is None and settings.keys is None and not (files and orphans(settings, files)):
         keys.create(key_file(settings), key_service(settings))
     if settings.signing_key_file is None:
         signing.create(signing_key_file(settings))
@@ -269,6 +291,38 @@ def make_keys(settings: Settings) -> None:
         token_keys.create(token_key_file(settings))
     if settings.link_key_file is None:
         link_tokens.create(link_key_file(settings))
+
+
+def require_kept_key(settings: Settings, files: FileStore) -> None:
+    """Make sure that the key of what is stored was not lost.
+
+    Raises:
+        KeyUnusable: It was.
+    """
+    if lost := orphans(settings, files):
+        raise KeyUnusable(
+            f"The key file {key_file(settings)} is lost: {lost} stored files are sealed for its keys, and without them "
+            "nobody can open these files.",
+            hint="Put the file back from the backup. If there is none, `export-pipeline keys new` begins anew: the "
+            "files stay closed, and their exports must be requested again.",
+        )
+
+
+def orphans(settings: Settings, files: FileStore) -> int:
+    """Count the stored files that are left without any key, because the key file is gone."""
+    gone = settings.keys is None and _is_absent(key_file(settings))
+    return sum(files.by_key().values()) if gone else 0
+
+
+def public_keys(settings: Settings) -> list[keys.KeyFact]:
+    """Tell of each age key, the one that seals first. A key service is not asked.
+
+    Raises:
+        KeyUnusable: There is none, or the file is damaged or readable by others.
+    """
+    if settings.keys is None:
+        return keys.facts(key_file(settings))
+    return [keys.KeyFact(public_key=str(key.to_public())) for key in key_source(settings).ring().identities]
 
 
 def make_home(settings: Settings) -> None:
@@ -372,6 +426,16 @@ def _database_url(settings: Settings, held: ExitStack) -> str:
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     return held.enter_context(embedded.lease(settings)).server.url
+
+
+def _is_absent(file: Path) -> bool:
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # who may not look does not know
+        return False
+    return False
 
 
 def _own(url: str) -> psycopg.Connection:

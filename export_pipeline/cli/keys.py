@@ -45,7 +45,7 @@ def new(
 def list_keys(as_json: AsJson = False) -> None:
     """Show the public keys: which seals, how many stored files each opens, and which signs."""
     chosen = settings.load()
-    shown = _age_keys(chosen)
+    shown = wiring.public_keys(chosen)
     counts = _counts(chosen)
     sealed = [
         {
@@ -103,13 +103,6 @@ def rotate(
     else:
         console.print(f"{public_key} {'signs' if sign else 'seals'} from now on.")
         console.print("Keep a copy of the key file elsewhere.")
-
-
-def _age_keys(chosen: Settings) -> list[keys.KeyFact]:
-    if chosen.keys is None:
-        return keys.facts(wiring.key_file(chosen))
-    ring = wiring.key_source(chosen).ring()
-    return [keys.KeyFact(public_key=str(identity.to_public())) for identity in ring.identities]
 
 
 def _counts(chosen: Settings) -> dict[str, int] | None:
