@@ -28,7 +28,10 @@ _SECRET = "secret-of-a-test"
 
 
 def install(folder: Path) -> Path:
-    """Install the provider from the npm registry, in the versions of its lock file; skip where that is not possible."""
+    """Install the provider from the npm registry, in the versions of its lock file.
+
+    Without the registry the tests are skipped; where CI is set that is a failure (`skips.py`).
+    """
     for file in ("package.json", "package-lock.json", "provider.mjs"):
         shutil.copy(_SOURCE / file, folder)
     command = [_NODE, _NPM, "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund"]
