@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 
 from export_pipeline import wiring
 from export_pipeline.collect import catalogue
 from export_pipeline.collect.source import Snapshot
-from export_pipeline.errors import ExportPipelineError, VaultError
+from export_pipeline.errors import ConfigurationError, ExportPipelineError, VaultError
 from export_pipeline.models import DataTypeConfig
 from export_pipeline.plan import plan_type
-from export_pipeline.settings import Settings
-from export_pipeline.vault import signing, token_keys
+from export_pipeline.settings import Settings, unknown_variables
+from export_pipeline.vault import link_tokens, pseudonyms, signing, token_keys
 
 _CLOCK_TOLERANCE_S = 5.0
 _LITTLE_ROOM_BYTES = 2 * 1024**3
+_PATIENCE_S = 5.0
 
 
 class Verdict(StrEnum):
@@ -49,12 +52,23 @@ class Finding:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Run every check that can run; one that fails does not hide the next."""
+    yield from _variables()
     yield from _examined("state folder", lambda: _room(settings))
     try:
         services = wiring.connect(settings)
     except ExportPipelineError as error:
         yield Finding(check="database", verdict=Verdict.BAD, message=error.message, hint=error.hint)
-        return
+    else:
+        yield from _with_database(services)
+    for name, require in _keys(settings).items():
+        yield from _examined(name, lambda name=name, require=require: _usable(name, require))  # type: ignore[misc]
+    if settings.smtp_url is not None:
+        yield from _examined("mail server", lambda: _mail_server(settings))
+    if settings.launcher == "celery":
+        yield from _examined("broker", lambda: _broker(settings))
+
+
+def _with_database(services: wiring.Services) -> Iterator[Finding]:
     with services:
         yield from _examined("database", lambda: _database(services))
         yield from _examined("clock", lambda: _clock(services))
@@ -69,6 +83,51 @@ def _examined(check: str, examination: Callable[[], Finding]) -> Iterator[Findin
         yield examination()
     except ExportPipelineError as error:
         yield Finding(check=check, verdict=Verdict.BAD, message=error.message, hint=error.hint)
+
+
+def _variables() -> Iterator[Finding]:
+    for name, nearest in unknown_variables().items():
+        hint = f"Is {nearest} meant?" if nearest else "docs/settings.md has every name."
+        yield Finding(check="settings", verdict=Verdict.WARNING, message=f"{name} sets nothing", hint=hint)
+
+
+def _keys(settings: Settings) -> dict[str, Callable[[], object]]:
+    """Those that neither the store nor signing in has looked at."""
+    return {
+        "signing key": signing.Signer(wiring.signing_key_file(settings)).require,
+        "pseudonym key": partial(pseudonyms.derive, wiring.pseudonym_key_file(settings), ""),
+        "link key": partial(link_tokens.require, wiring.link_key_file(settings)),
+    }
+
+
+def _usable(name: str, require: Callable[[], object]) -> Finding:
+    require()
+    return Finding(check=name, verdict=Verdict.GOOD, message="is here, for its owner only")
+
+
+def _mail_server(settings: Settings) -> Finding:
+    wiring.mailer(settings).require()
+    return Finding(check="mail server", verdict=Verdict.GOOD, message="lets us in")
+
+
+def _broker(settings: Settings) -> Finding:
+    try:
+        kombu = importlib.import_module("kombu")  # comes with the extra only
+    except ImportError:
+        raise ConfigurationError(
+            "Celery is not installed.", hint="Install the extra: pip install '.[celery]'."
+        ) from None
+    patience = {"socket_connect_timeout": _PATIENCE_S, "socket_timeout": _PATIENCE_S}
+    url = settings.broker_url.get_secret_value() if settings.broker_url else ""
+    try:
+        with kombu.Connection(url, transport_options=patience) as connection:
+            connection.channel()
+    except Exception as error:  # of whichever library: its words may hold the URL, and so the password
+        raise ConfigurationError(
+            f"The broker cannot be used now ({type(error).__name__}).",
+            hint="Is it running? Check EXPORT_PIPELINE_BROKER_URL.",
+        ) from None
+    return Finding(check="broker", verdict=Verdict.GOOD, message="lets us in")
 
 
 def _sign_in(services: wiring.Services) -> Finding:
@@ -127,7 +186,6 @@ def _vault(services: wiring.Services) -> Finding:
     vault, prefix, probe = services.vault(), f"doctor-{secrets.token_hex(8)}", secrets.token_bytes(1000)
     vault.store(f"{prefix}/probe", [probe])
     try:
-        signing.Signer(wiring.signing_key_file(services.settings)).require()
         if b"".join(vault.open(f"{prefix}/probe")) != probe:
             raise VaultError("The store does not give back what was stored.", hint="Check EXPORT_PIPELINE_STORAGE_URL.")
     finally:
@@ -163,7 +221,10 @@ def _source(services: wiring.Services) -> Iterator[Finding]:
 
 
 def _data_type(snapshot: Snapshot, config: DataTypeConfig) -> Finding:
-    planned = plan_type(config, catalogue.describe(snapshot, config), matchable=True)
+    table = catalogue.describe(snapshot, config)
+    planned = plan_type(config, table, matchable=True)
+    for profile in config.anonymization:
+        plan_type(config, table, matchable=True, profile=profile)
     extract = planned.extract
     return Finding(
         check=config.data_type,

@@ -44,16 +44,37 @@ class Mailer:
             MailUnavailable: The server is away, or refuses. Its words are not passed on: they may name the recipient.
         """
         if self._url is None or self._sender is None:
-            raise ConfigurationError("No mail server is set.", hint="Set EXPORT_PIPELINE_SMTP_URL and _SMTP_FROM.")
+            raise _no_server()
         message = _message(self._sender, recipient, subject, text)
-        try:
-            with _connected(urlsplit(self._url)) as server:
-                server.send_message(message)
-        except (smtplib.SMTPException, OSError, UnicodeError) as error:
-            raise MailUnavailable(
-                f"The mail server does not take the mail now ({type(error).__name__}).",
-                hint="Check EXPORT_PIPELINE_SMTP_URL, and try again.",
-            ) from None
+        with _explained("does not take the mail"), _connected(urlsplit(self._url)) as server:
+            server.send_message(message)
+
+    def require(self) -> None:
+        """Make sure that the server lets us in. Nothing is sent.
+
+        Raises:
+            ConfigurationError: There is no server.
+            MailUnavailable: It is away, or refuses.
+        """
+        if self._url is None:
+            raise _no_server()
+        with _explained("does not let us in"), _connected(urlsplit(self._url)):
+            pass
+
+
+def _no_server() -> ConfigurationError:
+    return ConfigurationError("No mail server is set.", hint="Set EXPORT_PIPELINE_SMTP_URL and _SMTP_FROM.")
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (smtplib.SMTPException, OSError, UnicodeError) as error:
+        raise MailUnavailable(
+            f"The mail server {what} now ({type(error).__name__}).",
+            hint="Check EXPORT_PIPELINE_SMTP_URL, and try again.",
+        ) from None
 
 
 def _message(sender: str, recipient: str, subject: str, text: str) -> EmailMessage:

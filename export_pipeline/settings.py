@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from export_pipeline.errors import ConfigurationError
+
+_PREFIX = "EXPORT_PIPELINE_"
+#: Ours, and no setting: the command line reads it.
+_DEBUG = "DEBUG"
 
 
 class CsvFormulas(StrEnum):
@@ -26,7 +31,7 @@ class Settings(BaseSettings):
     """The installation's settings. An unset URL means the embedded default."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EXPORT_PIPELINE_",
+        env_prefix=_PREFIX,
         env_file=".env",
         # `NAME=` in an environment file means the default, not an empty path or port.
         env_ignore_empty=True,
@@ -441,3 +446,19 @@ def load() -> Settings:
         raise ConfigurationError(f"Settings are wrong: {faults}.") from None
     except (UnicodeDecodeError, OSError) as error:
         raise ConfigurationError(f"The file .env cannot be read ({type(error).__name__}).") from None
+
+
+def unknown_variables() -> dict[str, str]:
+    """Find variables that are named like ours and set nothing: misspelt ones, most likely.
+
+    Returns:
+        Each with the nearest name that there is, or with nothing.
+    """
+    known = [name.upper() for name in Settings.model_fields]
+    sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+    given = {name.upper() for source in sources for name in source.env_vars}
+    ours = {name.removeprefix(_PREFIX) for name in given if name.startswith(_PREFIX)}
+    return {
+        f"{_PREFIX}{name}": "".join(f"{_PREFIX}{nearest}" for nearest in get_close_matches(name, known, n=1))
+        for name in sorted(ours - {*known, _DEBUG})
+    }

@@ -111,10 +111,9 @@ class Services:
     @property
     def verification(self) -> Verification:
         """The additional verification of sensitive data types."""
-        url = self.settings.smtp_url
         return Verification(
             store=VerificationCodeStore(self.database),
-            mailer=Mailer(url.get_secret_value() if url else None, self.settings.smtp_from),
+            mailer=mailer(self.settings),
             key=partial(pseudonyms.derive, pseudonym_key_file(self.settings)),
             max_age=timedelta(seconds=self.settings.verification_max_age_s),
         )
@@ -410,6 +409,11 @@ def code_flow(settings: Settings, provider: Verifier | None, issuer: Issuer) -> 
         scopes=settings.oidc_scopes,
     )
     return CodeFlow(provider, issuer, client)
+
+
+def mailer(settings: Settings) -> Mailer:
+    """What sends mail, where there is a server."""
+    return Mailer(settings.smtp_url.get_secret_value() if settings.smtp_url else None, settings.smtp_from)
 
 
 def link_key_file(settings: Settings) -> Path:

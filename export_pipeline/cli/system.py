@@ -46,9 +46,13 @@ def demo(
 
 def up(as_json: AsJson = False) -> None:
     """Run the whole system until Ctrl-C: database, Dagster's UI and daemon, run workers."""
+    chosen = settings.load()
+    for name, nearest in settings.unknown_variables().items():
+        meant = f" Is {nearest} meant?" * bool(nearest)
+        errors.print(f"[yellow]Warning:[/] {cell(name)} sets nothing.{meant}")
     with supervisor.stop_on_signals() as stopped, _progress(as_json) as progress:
         task = progress.add_task("Starting")
-        with supervisor.start(settings.load(), say=lambda text: progress.update(task, description=text)) as stack:
+        with supervisor.start(chosen, say=lambda text: progress.update(task, description=text)) as stack:
             progress.stop()
             if as_json:
                 print_json(

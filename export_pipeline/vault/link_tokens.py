@@ -43,6 +43,15 @@ def create(file: Path) -> bool:
     return secret_file.create(file, lambda: f"{_PREFIX}{secrets.token_hex(32)}\n")
 
 
+def require(file: Path) -> None:
+    """Make sure that there is a key before there is a link to sign.
+
+    Raises:
+        KeyUnusable: The file is absent, readable by others, or damaged.
+    """
+    _keys(file)
+
+
 def binding(*names: str) -> bytes:
     """Condense what names a file, so that a link to it opens no other."""
     return sha256(b"".join(b"%d:%b" % (len(name.encode()), name.encode()) for name in names)).digest()[:16]
