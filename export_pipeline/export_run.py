@@ -300,9 +300,20 @@ class ExportRun:
         self._clear()
 
     def cancel(self) -> None:
-        """End the request because somebody terminated the run."""
-        self._requests.cancel(self.request_id, SYSTEM, run_id=self.run_id, detail=f"run {self.run_id} was terminated")
-        self._clear()
+        """End the request because somebody terminated the run, or terminate it because the request has ended.
+
+        Raises:
+            WrongStatus: The request has ended, or is another run's; what this one made is cleared all the same.
+        """
+        try:
+            detail = f"run {self.run_id} was terminated"
+            self._requests.cancel(self.request_id, SYSTEM, run_id=self.run_id, detail=detail)
+        finally:
+            self._clear()
+
+    def withdrawn(self) -> bool:
+        """Whether somebody cancelled or deleted the request while it was this run's."""
+        return self._requests.withdrawn(self.request_id, self.run_id)
 
     def drop_snapshot(self) -> None:
         """Close the snapshot after the source went away; the next step opens another."""

@@ -150,7 +150,7 @@ class Intake:
         return deleted
 
     def _interrupt(self, request: ExportRequest) -> None:
-        """A warm worker hears it at once; any other run finds at its next step that the request is not its own."""
+        """A warm worker hears it at once; any other run is told by the sensor `reconcile_export_requests`."""
         if request.run_id:
             self._queue.cancel(request.run_id)
 

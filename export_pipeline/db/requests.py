@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -215,6 +215,20 @@ WHERE pg_postmaster_start_time() <= now() - %(settle)s
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """A request that the sensor took, and the attempt that its run will be."""
+#: Cancelled or deleted: now, or since this run began it, though it may have been put back meanwhile.
+_WITHDRAWN = """
+SELECT status IN ('cancelled', 'deleted') OR EXISTS (
+    SELECT FROM export_pipeline.export_audit_logs AS begun
+    JOIN export_pipeline.export_audit_logs AS ended USING (request_id)
+    WHERE request_id = %(request_id)s AND begun.action = 'export_started' AND begun.detail = %(begun)s
+      AND ended.action IN ('export_cancelled', 'export_deleted') AND ended.log_id > begun.log_id)
+FROM export_pipeline.export_requests WHERE request_id = %(request_id)s
+"""
+#: Of some runs, those whose request was cancelled or deleted under them.
+_WITHDRAWN_RUNS = """
+SELECT run_id FROM export_pipeline.export_requests
+WHERE request_id = ANY (%(request_ids)s) AND status IN ('cancelled', 'deleted') AND run_id = ANY (%(run_ids)s)
+"""
 
     request_id: str
     attempt: int
@@ -582,6 +596,23 @@ class RequestStore:
         Raises:
             WrongStatus: It moved on meanwhile.
         """
+    def withdrawn(self, request_id: str, run_id: str) -> bool:
+        """Say whether a request was cancelled or deleted while it was this run's, or before the run had begun it."""
+        with self._database.connect() as connection:
+            values = {"request_id": request_id, "begun": _begun(run_id)}
+            row = connection.execute(_WITHDRAWN, values).fetchone()
+        return bool(row and row[0])
+
+    def withdrawn_runs(self, runs: Mapping[str, str]) -> set[str]:
+        """Say which runs work for a request that was cancelled or deleted.
+
+        Args:
+            runs: Run → its request.
+        """
+        values = {"request_ids": list(runs.values()), "run_ids": list(runs)}
+        with self._database.connect() as connection:
+            return {row[0] for row in connection.execute(_WITHDRAWN_RUNS, values)}
+
         spent = stalled.attempt >= max_attempts
         message = (
             f"The run ended unexpectedly {stalled.attempt} times. Look at the run in Dagster, then retry the request."
@@ -646,7 +677,7 @@ class RequestStore:
                 f" OR (%(reopen)s AND status IN ('failed', 'cancelled') AND NOT {_UNDECIDED}))",
                 action=AuditAction.STARTED,
                 actor=SYSTEM,
-                detail=f"run {run_id}",
+                detail=_begun(run_id),
                 run_id=run_id,
                 reopen=reopen,
             )
@@ -801,6 +832,11 @@ def _not_entitled(why: str) -> RunNotEntitled:
 
 
 def _request(row: dict[str, Any]) -> ExportRequest:
+def _begun(run_id: str) -> str:
+    """What the trail says of a run that takes up its request; later it is looked for."""
+    return f"run {run_id}"
+
+
     return ExportRequest(
         **{**row, "status": RequestStatus(row["status"]), "data_types": tuple(row["data_types"] or ())}
     )

@@ -38,6 +38,8 @@ def door(context: dg.OpExecutionContext, lazy: LazyExportRun) -> Iterator[Export
             outcome: Exception = dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=_RETRY_WAIT_S)
         else:
             _fail(lazy, error)
+            if isinstance(error, RunNotEntitled):
+                _attempt(lambda: _end_as_canceled(context, lazy.get()))
             outcome = dg.Failure(str(error), allow_retries=False)
     except Exception as error:
         safe = unexpected(error)
@@ -64,6 +66,12 @@ def _fail(lazy: LazyExportRun, error: ExportPipelineError) -> None:
         _attempt(lambda: lazy.get().abandon())
     else:
         _attempt(lambda: lazy.get().fail(str(error)))
+
+
+def _end_as_canceled(context: dg.OpExecutionContext, run: ExportRun) -> None:
+    """A run whose request somebody cancelled did not fail: Dagster ends it by what is said of it here."""
+    if run.withdrawn():
+        context.instance.report_run_canceling(context.run, "Its request was cancelled or deleted.")
 
 
 def _attempt(tell: Callable[[], None]) -> None:

@@ -35,6 +35,7 @@ _PATIENCE = {
     dg.DagsterRunStatus.STARTING: timedelta(seconds=120),
     dg.DagsterRunStatus.STARTED: timedelta(seconds=60),
 }
+_WITHDRAWN = (RequestStatus.CANCELLED, RequestStatus.DELETED)
 #: A run ends a little after its request.
 _ENDS_WITHIN = timedelta(seconds=60)
 
@@ -98,8 +99,9 @@ def reconcile_export_requests(context: dg.SensorEvaluationContext) -> dg.SkipRea
     settled = [
         f"{stalled.request_id}: {outcome}" for stalled in _stalled() if (outcome := _settle(context.instance, stalled))
     ]
-    ended = [f"run {run_id}: failed" for run_id in _end_runs_left_behind(context.instance)]
-    return dg.SkipReason("; ".join(settled + ended) or "Every request that is on its way has a run.")
+    ended = [f"run {run_id}: asked to end" for run_id in _end_cancelled_runs(context.instance)]
+    left = [f"run {run_id}: ended" for run_id in _end_runs_left_behind(context.instance)]
+    return dg.SkipReason("; ".join(settled + ended + left) or "Every request that is on its way has a run.")
 
 
 def _stalled() -> list[StalledRequest]:
@@ -110,6 +112,20 @@ def _stalled() -> list[StalledRequest]:
         still = look()
         return [stalled for stalled in found if stalled in still]
     return found
+
+
+def _end_cancelled_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Terminate runs whose request was cancelled or deleted, as a person would in the UI.
+
+    A warm worker was told at once, and has said so; here are all others, which would notice at their next step only.
+    """
+    filters = dg.RunsFilter(job_name=export_user_data.name, statuses=[dg.DagsterRunStatus.STARTED])
+    runs = {run.run_id: run.tags.get(PARTITION_TAG, "") for run in instance.get_runs(filters, limit=_CLAIMS_PER_TICK)}
+    withdrawn = services().requests.withdrawn_runs(runs) if runs else set()
+    for run_id in withdrawn:
+        with suppress(Exception):  # its process can't be reached: what has been said of the run counts after a while
+            instance.run_coordinator.cancel_run(run_id)
+    return sorted(withdrawn)
 
 
 def _end_runs_left_behind(instance: dg.DagsterInstance) -> list[str]:
@@ -125,7 +141,8 @@ def _end_runs_left_behind(instance: dg.DagsterInstance) -> list[str]:
     ended = [run for run in runs if run.tags.get(PARTITION_TAG, "") in left]
     for run in ended:
         status = left[run.tags.get(PARTITION_TAG, "")]
-        instance.report_run_failed(run, f"The run's process is gone. Nothing is lost: its request is {status}.")
+        report = instance.report_run_canceled if status in _WITHDRAWN else instance.report_run_failed
+        report(run, f"The run's process is gone. Nothing is lost: its request is {status}.")
     return [run.run_id for run in ended]
 
 

@@ -55,11 +55,22 @@ def patiently(act: Callable[[], _T], stopping: threading.Event) -> _T:
                 raise
 
 
+def begin_canceling(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Say that a run is about to be interrupted because somebody wants that, unless it was said, or it has ended."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished and run.status is not dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceling(run)
+
+
 def end_run(instance: dg.DagsterInstance, run_id: str) -> None:
     """Make sure that Dagster knows of the end of a run that nobody executes any more.
 
     Dagster passes over an end that it cannot write: the run would count as started for ever.
     """
     run = instance.get_run_by_id(run_id)
-    if run is not None and not run.is_finished:
+    if run is None or run.is_finished:
+        return
+    if run.status is dg.DagsterRunStatus.CANCELING:
+        instance.report_run_canceled(run, "The run was to end, and its process is gone.")
+    else:
         instance.report_run_failed(run, "The run's process is gone, or our database was away when it ended.")

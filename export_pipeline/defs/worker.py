@@ -8,14 +8,15 @@ import argparse
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import dagster as dg
 
 from export_pipeline.db.run_queue import RunQueue, Seat
-from export_pipeline.defs.internals import begin_run, capture_interrupts, execute_run
+from export_pipeline.defs.internals import UNAVAILABLE, begin_run, capture_interrupts, execute_run
 from export_pipeline.defs.launcher import NOT_BEGUN
 from export_pipeline.defs.process import services
-from export_pipeline.defs.warm import begin_buffering, end_run, load_definitions, make_way, patiently
+from export_pipeline.defs.warm import begin_buffering, begin_canceling, end_run, load_definitions, make_way, patiently
 from export_pipeline.errors import DatabaseUnavailable
 
 _IDLE_S = 5.0
@@ -34,6 +35,8 @@ class Worker:
         self._recycle_after = recycle_after
         self._queue = RunQueue(services().database)
         self._current: str | None = None
+        #: Held while it changes, and while the run that it names is interrupted.
+        self._changing = threading.Lock()
         self._stopping = threading.Event()
         self._seat = Seat(services().database, self._interrupt)
 
@@ -70,14 +73,16 @@ class Worker:
     def _run(self, run_id: str) -> None:
         run = self._instance.get_run_by_id(run_id)
         if run is not None and run.status in NOT_BEGUN:
-            self._current = run_id
+            with self._changing:
+                self._current = run_id
             try:
                 with capture_interrupts():
                     if run.status is dg.DagsterRunStatus.QUEUED:
                         begin_run(self._instance, run)
                     execute_run(self._instance, run_id)
             finally:
-                self._current = None
+                with self._changing:
+                    self._current = None
 
     def _end(self, run_id: str) -> None:
         """What was begun has ended: here, or with the worker from which it was taken over."""
@@ -86,9 +91,15 @@ class Worker:
             self._queue.done(run_id)
 
     def _interrupt(self, run_id: str) -> None:
-        """Called in the seat's thread: the main thread executes the run and must be interrupted."""
-        if run_id == self._current:
-            os.kill(os.getpid(), signal.SIGINT)
+        """Called in the seat's thread: the main thread executes the run and must be interrupted.
+
+        Dagster takes an interruption for a failure unless the run was said to be canceling before.
+        """
+        with self._changing:
+            if run_id == self._current:
+                with suppress(*UNAVAILABLE):  # it is interrupted all the same
+                    begin_canceling(self._instance, run_id)
+                os.kill(os.getpid(), signal.SIGINT)
 
 
 def main() -> None:

@@ -7,11 +7,13 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.request import Request, urlopen
 
 import psutil
 import psycopg
 import pytest
 
+from export_pipeline.identity import Role
 from export_pipeline.postgres import postmaster
 from export_pipeline.settings import Settings
 from export_pipeline_tests.running import PATIENCE_S, TESTER, Running
@@ -115,6 +117,20 @@ def test_a_terminated_run_cancels_its_request(running: Running) -> None:
     assert not list((running.stack.services.settings.home / "work").rglob("*.part"))
     running.stack.services.requests.retry(request_id, actor=TESTER)
     assert running.wait(request_id).status == "completed"
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/exports/{}/cancel"), ("DELETE", "/api/exports/{}")])
+def test_cancelling_or_deleting_a_request_by_the_api_cancels_its_run(running: Running, method: str, path: str) -> None:
+    """And not at the end of the step: what it waits for does not come."""
+    request_id = running.insert(user_id="user-0005", data_types=["user_clicks"])
+    headers = {"Authorization": f"Bearer {running.token(Role.ADMIN)}"}
+    with held_in_the_middle(running, request_id):
+        url = running.stack.api_url + path.format(request_id)
+        urlopen(Request(url, headers=headers, method=method), timeout=PATIENCE_S).close()
+        assert [run["status"] for run in running.finished_runs(request_id)] == ["CANCELED"]
+    assert running.stack.services.requests.get(request_id).status in {"cancelled", "deleted"}
+    work = running.stack.services.settings.home / "work"
+    assert not [found for found in work.rglob("*.part") if request_id in str(found)]
 
 
 def test_a_failed_run_can_be_executed_again_from_the_ui(running: Running) -> None:

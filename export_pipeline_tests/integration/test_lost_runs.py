@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import dagster as dg
@@ -15,8 +17,9 @@ from export_pipeline import dagster_home
 from export_pipeline.db.lease import RequestLease
 from export_pipeline.db.requests import StalledRequest
 from export_pipeline.db.run_queue import RunQueue, Seat
+from export_pipeline.definitions import defs
 from export_pipeline.defs import absence, process, sensors, warm, worker
-from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG
+from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, PARTITIONS
 from export_pipeline.defs.worker import Worker
 from export_pipeline.models import Actor, ExportRequest, RequestStatus
 from export_pipeline.settings import Settings
@@ -226,7 +229,7 @@ def test_workers_that_died_together_are_waited_for_before_a_run_is_taken_back(
     [
         ("warm", Status.STARTED, "completed"),
         ("default", Status.STARTED, "completed"),
-        ("warm", Status.NOT_STARTED, "cancelled"),
+        ("warm", Status.NOT_STARTED, "failed"),
         ("default", Status.STARTED, "failed"),
     ],
     indirect=["instance"],
@@ -248,11 +251,11 @@ def test_a_run_that_died_after_its_request_had_ended_is_ended_too(
 def test_a_run_that_still_holds_the_lease_is_alive(
     instance: dg.DagsterInstance, services: Services, asked: ExportRequest
 ) -> None:
-    """Somebody cancelled its request; it ends at its next step."""
+    """Its request has ended a moment ago."""
     run_id = add_run(instance, asked, Status.STARTED)
     run = services.run(asked.request_id, run_id, reopen=False)
     run.plan()
-    services.requests.cancel(asked.request_id, ADMIN)
+    execute(services, "UPDATE export_pipeline.export_requests SET status = 'completed'")
     silent(services, run_id, 10_000)
     assert "has a run" in reconcile(instance)
     run.close()
@@ -277,14 +280,120 @@ def test_a_run_whose_connection_breaks_for_a_moment_is_alive(
     assert "pending, because run" in reconcile(instance)
 
 
+# --- somebody cancelled the request
+
+
+@pytest.mark.parametrize("instance", ["warm", "default"], indirect=True)
+@pytest.mark.parametrize("withdraw", ["cancel", "delete"])
+def test_a_run_that_nobody_could_interrupt_is_asked_to_end(
+    instance: dg.DagsterInstance, services: Services, asked: ExportRequest, withdraw: str
+) -> None:
+    """Only a warm worker hears at once that its request was cancelled."""
+    run_id, other = add_run(instance, asked, Status.STARTED), add_run(instance, asked, Status.STARTED)
+    services.requests.start(asked.request_id, run_id, reopen=False)
+    assert "has a run" in reconcile(instance)
+    getattr(services.intake, withdraw)(asked.request_id, ADMIN)
+    assert reconcile(instance) == f"run {run_id}: asked to end"
+    assert (status(instance, run_id), status(instance, other)) == (Status.CANCELING, Status.STARTED)
+    assert "has a run" in reconcile(instance), "once is enough"
+
+
+@pytest.mark.parametrize("withdrawn", ["cancelled", "deleted"])
+def test_a_run_that_died_is_no_failure_when_its_request_was_cancelled(
+    instance: dg.DagsterInstance, services: Services, asked: ExportRequest, withdrawn: str
+) -> None:
+    run_id = add_run(instance, asked, Status.NOT_STARTED)
+    execute(services, "UPDATE export_pipeline.export_requests SET status = %s", withdrawn)
+    silent(services, run_id, 61)
+    assert reconcile(instance) == f"run {run_id}: ended"
+    assert status(instance, run_id) is Status.CANCELED
+
+
+@pytest.mark.filterwarnings("ignore::dagster.BetaWarning")
+@pytest.mark.parametrize(("withdraw", "expected"), [("cancel", Status.CANCELED), (None, Status.FAILURE)])
+def test_a_run_that_finds_its_request_cancelled_ends_as_canceled(
+    instance: dg.DagsterInstance, services: Services, asked: ExportRequest, withdraw: str | None, expected: Status
+) -> None:
+    """As a run of Dagster's own launcher does at its next step. One that was never entitled has failed."""
+    if withdraw:
+        services.intake.cancel(asked.request_id, ADMIN)
+    else:
+        services.requests.start(asked.request_id, "another", reopen=False)
+    instance.add_dynamic_partitions(PARTITIONS, [asked.request_id])
+    result = defs.get_job_def("export_user_data").execute_in_process(
+        instance=instance, partition_key=asked.request_id, tags={ATTEMPT_TAG: "1"}, raise_on_error=False
+    )
+    assert status(instance, result.run_id) is expected
+
+
+def test_a_run_is_canceling_before_its_worker_interrupts_it(
+    instance: dg.DagsterInstance, services: Services, asked: ExportRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster takes an interruption for a failure otherwise."""
+    run_id, other, done = (
+        add_run(instance, asked, status) for status in (Status.STARTED, Status.STARTED, Status.SUCCESS)
+    )
+    interrupted: list[tuple[int, Status]] = []
+    monkeypatch.setattr(worker.os, "kill", lambda _pid, sent: interrupted.append((sent, status(instance, run_id))))
+    with made_worker(instance) as served:
+        served._current = run_id
+        served._interrupt(other)
+        assert interrupted == []
+        served._interrupt(run_id)
+        served._current = done
+        served._interrupt(done)
+    assert interrupted == [(signal.SIGINT, Status.CANCELING)] * 2
+    assert (status(instance, other), status(instance, done)) == (Status.STARTED, Status.SUCCESS)
+
+
+def test_a_worker_interrupts_also_when_it_cannot_say_so(
+    instance: dg.DagsterInstance, asked: ExportRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever raised there would take the seat with it."""
+
+    def away(_instance: dg.DagsterInstance, _run_id: str) -> None:
+        raise warm.UNAVAILABLE[0]("too many retries")
+
+    interrupted: list[int] = []
+    monkeypatch.setattr(worker, "begin_canceling", away)
+    monkeypatch.setattr(worker.os, "kill", lambda _pid, sent: interrupted.append(sent))
+    with made_worker(instance) as served:
+        served._current = "run"
+        served._interrupt("run")
+    assert interrupted == [signal.SIGINT]
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        (Status.CANCELING, Status.CANCELED),
+        (Status.STARTED, Status.FAILURE),
+        (Status.SUCCESS, Status.SUCCESS),
+    ],
+)
+def test_a_run_that_was_canceling_when_its_process_was_done_is_canceled(
+    instance: dg.DagsterInstance, asked: ExportRequest, begun: Status, expected: Status
+) -> None:
+    warm.end_run(instance, run_id := add_run(instance, asked, begun))
+    assert status(instance, run_id) is expected
+
+
 # --- the worker
 
 
 @pytest.fixture
 def served(instance: dg.DagsterInstance) -> Iterator[Worker]:
+    with made_worker(instance) as made:
+        yield made
+
+
+@contextmanager
+def made_worker(instance: dg.DagsterInstance) -> Iterator[Worker]:
     made = Worker(instance, recycle_after=1)
-    yield made
-    made._seat.leave()
+    try:
+        yield made
+    finally:
+        made._seat.leave()
 
 
 def test_a_run_whose_end_could_not_be_written_is_ended_by_its_worker(

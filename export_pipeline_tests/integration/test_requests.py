@@ -684,6 +684,38 @@ def test_whoever_listens_hears_of_a_new_request(store: RequestStore, tables_url:
         listener.execute("LISTEN export_requests")
         store.insert(new(request_id="r"), ADMIN)
         assert heard(listener, 1) == [("export_requests", "r")]
+@pytest.mark.parametrize("withdraw", ["cancel", "delete"])
+def test_a_run_learns_that_its_request_was_withdrawn_also_when_it_was_put_back_since(
+    store: RequestStore, put: Callable[..., str], withdraw: str
+) -> None:
+    put()
+    store.start("r", RUN, reopen=False)
+    assert not store.withdrawn("r", RUN)
+    assert store.withdrawn_runs({RUN: "r"}) == set()
+    getattr(store, withdraw)("r", ADMIN)
+    assert store.withdrawn("r", RUN)
+    assert store.withdrawn("r", "run-2"), "which had not begun it"
+    assert store.withdrawn_runs({RUN: "r", "run-2": "r"}) == {RUN}
+    if withdraw == "cancel":
+        store.retry("r", ADMIN)
+        assert store.withdrawn("r", RUN)
+        assert not store.withdrawn("r", "run-2")
+        store.start("r", "run-2", reopen=False)
+        assert not store.withdrawn("r", "run-2")
+        assert store.withdrawn_runs({RUN: "r", "run-2": "r"}) == set()
+
+
+def test_a_run_whose_request_was_given_to_another_learns_of_no_withdrawal(
+    store: RequestStore, put: Callable[..., str]
+) -> None:
+    put()
+    store.start("r", RUN, reopen=False)
+    seen = StalledRequest(request_id="r", status=RequestStatus.PROCESSING, attempt=1, run_id=RUN)
+    store.requeue(seen, max_attempts=3, detail="")
+    store.start("r", "run-2", reopen=False)
+    assert not store.withdrawn("r", RUN)
+
+
 
 
 def test_whoever_listens_hears_of_changes_of_status_only(
