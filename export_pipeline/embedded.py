@@ -171,6 +171,15 @@ def is_running(settings: Settings) -> bool:
         return place.folder.is_dir() and _ping(find_socket_dir(place)) == pq.Ping.OK
 
 
+def psql() -> Path:
+    """The psql that comes with the server, for machines that have none.
+
+    Raises:
+        ConfigurationError: The programs are not installed.
+    """
+    return find_binaries() / "psql"
+
+
 def log(settings: Settings) -> Path:
     """Where the server of this state folder says what it does."""
     return _place(settings).log
@@ -228,7 +237,7 @@ def _ensure_running(place: Place, settings: Settings) -> EmbeddedServer:
         socket_dir=socket_dir,
         port=PORT,
         url=_url(socket_dir, read_password(place)),
-        psql=binaries / "psql",
+        psql=psql(),
     )
 
 

@@ -185,7 +185,7 @@ def plan_type(
     """
     where = f"Data type {config.data_type}: "
     if table is None:
-        raise ConfigurationError(f"{where}the source has no table {config.table_name}.", hint=_MEND)
+        raise ConfigurationError(f"{where}the source has no table {config.table_name}.", hint=_NO_TABLE)
     if not table.readable:
         raise ConfigurationError(f"{where}the table {config.table_name} may not be read.", hint=_GRANT)
     columns = config.columns_to_export or tuple(table.columns)
@@ -254,4 +254,9 @@ def _extract(
 
 
 _MEND = "Mend it with `export-pipeline data-types apply FILE.yaml`."
+#: A fresh installation has the data types of the sample, and its source is the embedded database, which is empty.
+_NO_TABLE = (
+    "Name your database in EXPORT_PIPELINE_SOURCE_URL and your tables by `export-pipeline data-types apply FILE.yaml`; "
+    "`export-pipeline demo` makes sample data in the embedded database."
+)
 _GRANT = "GRANT SELECT on it to the role of the source URL."

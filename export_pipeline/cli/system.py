@@ -10,10 +10,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from export_pipeline import demo as demonstration
 from export_pipeline import doctor as examination
-from export_pipeline import settings, supervisor, wiring
+from export_pipeline import embedded, settings, supervisor, wiring
 from export_pipeline.cli.output import AsJson, cell, console, errors, human_size, print_json, print_table, refuse
 from export_pipeline.cli.sign_in import print_link
-from export_pipeline.errors import ExportPipelineError
+from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.models import ExportRequest
 from export_pipeline.sample_source import HEAVY_USER
 from export_pipeline.supervisor import Stack
@@ -111,7 +111,24 @@ def doctor(as_json: AsJson = False) -> None:
         refuse(ExportPipelineError(f"Not ready: {', '.join(bad)}."), reported=as_json)
 
 
-COMMANDS = (demo, up, worker, migrate, doctor)
+def database_url(as_json: AsJson = False) -> None:
+    """Print the URL of our database, for psql and your application. The password stands in it: show it to nobody."""
+    chosen = settings.load()
+    if chosen.database_url is not None:
+        url, psql = chosen.database_url.get_secret_value(), None
+    elif embedded.is_running(chosen):
+        url, psql = embedded.url(chosen), embedded.psql()
+    else:
+        raise ConfigurationError(
+            "The embedded database does not run now.", hint="Start `export-pipeline up`: it runs as long as that does."
+        )
+    if as_json:
+        print_json({"database_url": url, "psql": psql})
+    else:
+        typer.echo(url)
+
+
+COMMANDS = (demo, up, worker, migrate, doctor, database_url)
 
 
 def _progress(quiet: bool) -> Progress:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from export_pipeline import settings, wiring
+from export_pipeline.errors import ConfigurationError
 from export_pipeline.models import Actor
 from export_pipeline.wiring import Services
 from export_pipeline_tests.exporting import execute
@@ -139,3 +141,31 @@ def test_a_file_may_have_any_name(here: Services, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "[bold]of a[/]person.json" in done.stdout.replace("\n", "")
     assert file.exists()
+
+
+def test_the_url_of_a_database_of_ones_own_is_printed(here: Services) -> None:
+    url = here.settings.database_url.get_secret_value()
+    assert run("database-url").stdout == f"{url}\n"
+    assert document("database-url", code=0) == {"database_url": url, "psql": None}
+
+
+def test_the_embedded_database_is_reached_by_psql_while_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that anybody writes there is a request; and what fails tells how to get tables."""
+    monkeypatch.setenv("EXPORT_PIPELINE_HOME", str(tmp_path / "home"))
+    assert document("database-url", code=1)["hint"].startswith("Start `export-pipeline up`")
+    with wiring.connect(settings.load()) as services:
+        found = document("database-url", code=0)
+        assert run("database-url").stdout == f"{found['database_url']}\n"
+        statement = (
+            "INSERT INTO export_requests (user_id, requested_by, request_type, data_types, format)"
+            " VALUES ('42', 'me', 'custom', '{user_clicks}', 'json')"
+        )
+        subprocess.run([found["psql"], "-qX", "-c", statement, found["database_url"]], check=True, timeout=60)
+        [made] = services.requests.search()
+        with pytest.raises(ConfigurationError) as refused:
+            execute(services, made.request_id)
+        assert "`export-pipeline demo`" in refused.value.hint
+        assert "EXPORT_PIPELINE_SOURCE_URL" in refused.value.hint
+    assert document("database-url", code=1)["error"] == "ConfigurationError"

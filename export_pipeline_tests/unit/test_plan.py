@@ -137,7 +137,7 @@ class TestPlanType:
     @pytest.mark.parametrize(
         ("config", "table", "words"),
         [
-            (CONFIG, None, "the source has no table"),
+            (CONFIG, None, "the source has no table.*EXPORT_PIPELINE_SOURCE_URL.*`export-pipeline demo`"),
             (CONFIG, replace(TABLE, readable=False), "may not be read.*GRANT SELECT"),
             (replace(CONFIG, columns_to_export=("id", "nope", "no")), TABLE, "has no column nope, no"),
             (replace(CONFIG, user_id_column="owner"), TABLE, "has no column owner"),
