@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from export_pipeline.collect import policies
-from export_pipeline.errors import ConfigurationError
+from export_pipeline.errors import ConfigurationError, DataTypeUnusable
 from export_pipeline.models import DATA_TYPE_PATTERN, DataTypeConfig
 
 _Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -43,8 +43,18 @@ class DataTypeFields(BaseModel):
 
     @classmethod
     def of(cls, config: DataTypeConfig) -> DataTypeFields:
-        """The fields of a configuration."""
-        return cls.model_validate({name: getattr(config, name) for name in cls.model_fields})
+        """The fields of a configuration.
+
+        Raises:
+            DataTypeUnusable: SQL wrote into a field what the file could not; names it.
+        """
+        try:
+            return cls.model_validate({name: getattr(config, name) for name in cls.model_fields})
+        except ValidationError as error:
+            raise DataTypeUnusable(
+                f"Data type {config.data_type} is not usable: {_faults(error)}.",
+                hint="Mend its row, or replace it by PUT or `export-pipeline data-types apply`.",
+            ) from None
 
 
 class _Entry(DataTypeFields):
@@ -94,6 +104,10 @@ def load(file: Path) -> list[DataTypeConfig]:
     try:
         entries = _File.model_validate(content).data_types
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in error.errors())
-        raise ConfigurationError(f"{file} is not a data type configuration: {faults}.") from None
+        raise ConfigurationError(f"{file} is not a data type configuration: {_faults(error)}.") from None
     return [DataTypeConfig(**entry.model_dump()) for entry in entries]
+
+
+def _faults(error: ValidationError) -> str:
+    faults = error.errors(include_input=False, include_url=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg'].rstrip('.')}" for fault in faults)

@@ -2,6 +2,7 @@
 
     ExportPipelineError
     ├── ConfigurationError        a setting, a key file or a data type configuration is wrong
+    │   └── DataTypeUnusable      a data type's row, written by SQL, is not what a file could have said
     ├── InvalidRequest            what was asked cannot be exported: unknown type, bad format, unknown user
     ├── RequestNotFound           no export request has this id
     │   └── LinkNotFound          no download link has this id
@@ -63,6 +64,10 @@ class ExportPipelineError(Exception):
 
 class ConfigurationError(ExportPipelineError):
     """A setting, a key file or a data type configuration is wrong."""
+
+
+class DataTypeUnusable(ConfigurationError):
+    """A data type's row says what nothing can be exported by: somebody wrote it by SQL."""
 
 
 class InvalidRequest(ExportPipelineError):

@@ -101,6 +101,7 @@ class ExportRequest:
     run_id: str | None
     anonymize: str | None = None
     due_at: datetime | None = None
+    due_extension: str | None = None
     decided_by: str | None = None
     decision_reason: str | None = None
     recipient: str | None = None

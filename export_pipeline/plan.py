@@ -9,7 +9,7 @@ from typing import Any
 from export_pipeline.collect.catalogue import SourceTable
 from export_pipeline.collect.policies import ColumnPolicy, Policy, altered_base_type, altered_type, fit, parse
 from export_pipeline.collect.statements import Extract
-from export_pipeline.errors import ConfigurationError, InvalidRequest
+from export_pipeline.errors import ConfigurationError, DataTypeUnusable, InvalidRequest
 from export_pipeline.models import DATA_TYPE_PATTERN, MAX_DATA_TYPES, DataTypeConfig, ExportFormat, RequestType
 
 
@@ -124,12 +124,15 @@ def require_profile(profile: str | None, configs: Sequence[DataTypeConfig]) -> N
 
     Raises:
         InvalidRequest: One does not; names it.
+        DataTypeUnusable: One has a policy in it that is none; names both.
     """
     if profile and (without := [config.data_type for config in configs if profile not in config.anonymization]):
         raise InvalidRequest(
             f"The anonymization profile is not configured for {', '.join(without)}.",
             hint="Add it to the data types, or leave `anonymize` out.",
         )
+    for config in configs if profile else ():
+        _profile(config, profile, [_OTHERS])
 
 
 def column_policies(
@@ -144,21 +147,27 @@ def column_policies(
         columns: The columns of the export.
 
     Raises:
-        ConfigurationError: A policy is wrong.
+        DataTypeUnusable: A policy is wrong.
     """
     chosen: dict[str, ColumnPolicy] = {}
     for name in (_ALWAYS, profile):
-        raw = config.anonymization.get(name or "", {})
-        if not isinstance(raw, Mapping):
-            raise ConfigurationError(
-                f"Data type {config.data_type}: a profile must map columns to policies.", hint=_MEND
-            )
-        explicit = {column: parse(column, policy) for column, policy in raw.items() if column != _OTHERS}
-        others = {column: parse(column, raw[_OTHERS]) for column in columns} if _OTHERS in raw else {}
-        chosen = {**others, **explicit, **chosen}
+        chosen = {**_profile(config, name, columns), **chosen}
     if kind is RequestType.GDPR:
         chosen = {**{column: parse(column, Policy.HASH.value) for column in config.third_party}, **chosen}
     return chosen
+
+
+def _profile(config: DataTypeConfig, name: str | None, columns: Sequence[str]) -> dict[str, ColumnPolicy]:
+    raw = config.anonymization.get(name or "", {})
+    where = f"Data type {config.data_type}, profile {name}"
+    if not isinstance(raw, Mapping):
+        raise DataTypeUnusable(f"{where}: it must map columns to policies.", hint=_MEND)
+    try:
+        explicit = {column: parse(column, policy) for column, policy in raw.items() if column != _OTHERS}
+        others = {column: parse(column, raw[_OTHERS]) for column in columns} if _OTHERS in raw else {}
+    except ConfigurationError as error:
+        raise DataTypeUnusable(f"{where}: {error.message}", hint=error.hint or _MEND) from None
+    return {**others, **explicit}
 
 
 def plan_type(

@@ -29,13 +29,16 @@ from export_pipeline.api.routes import (
     system,
     verification,
 )
-from export_pipeline.db.pool import Database
+from export_pipeline.db.pool import Bounds, Database
 from export_pipeline.sign_in import web
 
 #: Calls that use the database at the same time; one more waits for its turn.
 _CONNECTIONS = 10
 #: Nobody waits longer at a web address for a database that is away.
 _PATIENCE_S = 3.0
+#: A call that a lock holds up gives its place back before those who wait for the place lose their patience. A statement
+#: takes milliseconds; the longest is the count of every request for `/metrics`.
+_BOUNDS = Bounds(statement_s=30.0, lock_s=2.0)
 #: Headers that pages of other origins may send, and see.
 _ASKED = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "If-Range", "Range", "Verification-Code")
 _TOLD = ("Accept-Ranges", "Content-Disposition", "Content-Range", "ETag", "Location", "Repr-Digest", "Retry-After")
@@ -70,7 +73,7 @@ def create_app(services: wiring.Services) -> FastAPI:
     app.router.routes.extend(web.routes(services.gatekeeper, services.settings.public_url))
     docs_page.install(app)
     openapi.install(app, _ROUTERS)
-    problems.install(app)
+    problems.install(app, _ROUTERS)
     _surround(app, services.settings)
     return app
 
@@ -82,7 +85,7 @@ def application() -> FastAPI:
     Raises:
         ExportPipelineError: Settings, database or tables are not usable.
     """
-    services = wiring.connect(settings.load(), connections=_CONNECTIONS, patience_s=_PATIENCE_S)
+    services = wiring.connect(settings.load(), connections=_CONNECTIONS, patience_s=_PATIENCE_S, bounds=_BOUNDS)
     app = create_app(services)
     app.state.held.enter_context(services)
     return app

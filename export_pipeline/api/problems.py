@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from export_pipeline import errors
 
@@ -61,6 +63,9 @@ KINDS: dict[type[errors.ExportPipelineError], Kind] = {
         title="There is no such link",
         detail="This request has no link with this id.",
     ),
+    errors.DataTypeUnusable: Kind(
+        status=409, name="data-type-unusable", title="The configuration of a data type is wrong"
+    ),
     errors.WrongStatus: Kind(status=409, name="wrong-status", title="The status does not allow this"),
     errors.LinkEnded: Kind(status=410, name="link-ended", title="The link opens nothing any more"),
     errors.FileGone: Kind(status=410, name="gone", title="The file was removed"),
@@ -89,8 +94,14 @@ def kind_of(error: errors.ExportPipelineError) -> Kind:
     return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
 
 
-def install(app: FastAPI) -> None:
-    """Turn every error of an application into a problem document."""
+def install(app: FastAPI, routers: Sequence[APIRouter] = ()) -> None:
+    """Turn every error of an application into a problem document.
+
+    Args:
+        app: The application.
+        routers: Its routes, in the order in which they are looked at.
+    """
+    app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     app.add_exception_handler(errors.ExportPipelineError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _framework)
@@ -153,10 +164,18 @@ def _pointer(location: tuple[int | str, ...]) -> str:
     return "/".join(str(step)[:100] for step in location)
 
 
-async def _framework(_request: Request, error: Exception) -> JSONResponse:
+async def _framework(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         return unexpected(error)
     known = HTTP_KINDS.get(error.status_code)
     kind = known or Kind(status=error.status_code, name="refused", title="Refused", detail="The request was refused.")
     headers = dict(error.headers or {})
+    if error.status_code == 405 and (methods := _methods(request)):
+        headers["Allow"] = ", ".join(methods)
     return response(kind, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What an address takes. The framework tells only what its first route takes, and each method has one."""
+    matching = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching if route.path == matching[0].path for method in route.methods or ()})

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
+from export_pipeline.data_type_file import DataTypeFields
 from export_pipeline.db.links import IssuedLink
 from export_pipeline.db.listing import Listed
+from export_pipeline.errors import DataTypeUnusable
 from export_pipeline.models import (
     MAX_DATA_TYPES,
     MAX_ID_LENGTH,
@@ -33,6 +35,7 @@ _EXAMPLE: dict[str, JsonValue] = {
     "requested_at": "2026-11-24T09:30:00Z",
     "completed_at": "2026-11-24T09:30:02Z",
     "due_at": "2026-12-24T09:30:00Z",
+    "due_extension": None,
     "attempt": 1,
     "anonymize": None,
     "recipient": None,
@@ -149,6 +152,7 @@ class Export(BaseModel):
     requested_at: AwareDatetime
     completed_at: AwareDatetime | None
     due_at: AwareDatetime | None = Field(description="By when the law wants an answer; gdpr requests only.")
+    due_extension: str | None = Field(description="Why that was moved by two months; null when it was not.")
     attempt: int = Field(description="Runs so far.")
     anonymize: str | None
     recipient: str | None = Field(description="Public key that alone opens the file.")
@@ -278,11 +282,21 @@ class DataType(BaseModel):
     table_name: str
     is_sensitive: bool = Field(description="Asking for one's own needs a fresh verification.")
     requires_approval: bool = Field(description="Requests wait for an approver.")
+    usable: bool = Field(description="False: its row is wrong, and `GET /data-types/{data_type}` says what.")
 
     @classmethod
     def of(cls, config: DataTypeConfig) -> DataType:
         """The part of the configuration that everybody may see."""
-        return cls(**{name: getattr(config, name) for name in cls.model_fields})
+        shown = {name: getattr(config, name) for name in cls.model_fields if name != "usable"}
+        return cls(**shown, usable=_is_usable(config))
+
+
+def _is_usable(config: DataTypeConfig) -> bool:
+    try:
+        DataTypeFields.of(config)
+    except DataTypeUnusable:
+        return False
+    return True
 
 
 class DataTypes(BaseModel):

@@ -88,6 +88,7 @@ def status(request_id: RequestId, as_json: AsJson = False) -> None:
         "data types": found.data_types,
         "requested at": found.requested_at,
         "due at": found.due_at,
+        "due date moved": found.due_extension,
         "completed at": found.completed_at,
         "attempt": found.attempt,
         "Dagster run": found.run_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -21,6 +22,22 @@ _ITS_SIDE = """
 SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '30000', false)
 """
+_BOUND = "SELECT set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false)"
+#: What a statement ends with that a bound cut off: query_canceled, lock_not_available.
+_CUT_OFF = ("57014", "55P03")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How long a statement may take before its connection goes back to who else waits for one.
+
+    Attributes:
+        statement_s: Seconds for all of it.
+        lock_s: Seconds of waiting for one lock.
+    """
+
+    statement_s: float
+    lock_s: float
 
 
 class Database:
@@ -30,10 +47,14 @@ class Database:
         url: PostgreSQL URL.
         max_size: Connections at the same time.
         patience_s: Longest wait for one of them.
+        bounds: Of the statements in the pool; None leaves that to the server, for work that takes its time.
     """
 
-    def __init__(self, url: str, *, max_size: int = 4, patience_s: float = _CONNECT_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, max_size: int = 4, patience_s: float = _CONNECT_TIMEOUT_S, bounds: Bounds | None = None
+    ) -> None:
         self.url = url
+        self._bounds = bounds
         self._pool = ConnectionPool(
             url,
             min_size=0,
@@ -43,7 +64,7 @@ class Database:
             # After a restart of the server the pool hands out dead connections unless it asks first.
             check=ConnectionPool.check_connection,
             kwargs={"application_name": "export-pipeline", **_patience(url)},
-            configure=_configure,
+            configure=self._prepare,
         )
 
     @contextmanager
@@ -51,7 +72,7 @@ class Database:
         """Borrow a connection; its transaction commits at the end of the block, or rolls back on an error.
 
         Raises:
-            DatabaseUnavailable: The server does not answer, or went away.
+            DatabaseUnavailable: The server does not answer, went away, or took longer than the bounds allow.
             InvalidRequest: A value was no text that a database could hold.
         """
         self._pool.open()
@@ -64,6 +85,8 @@ class Database:
             # Bytes of a command line that are no text, for example.
             raise InvalidRequest("What was asked holds bytes that are no text.", hint="Use UTF-8.") from None
         except psycopg.OperationalError as error:
+            if self._bounds and error.sqlstate in _CUT_OFF:
+                raise _too_slow() from None
             # Only a broken connection is 'unavailable'; an operational error with a SQLSTATE of its own is not.
             if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
                 raise _unavailable() from None
@@ -90,6 +113,12 @@ class Database:
         """Give every connection back."""
         self._pool.close()
 
+    def _prepare(self, connection: psycopg.Connection) -> None:
+        if self._bounds:
+            bounds = (self._bounds.statement_s, self._bounds.lock_s)
+            connection.execute(_BOUND, [f"{round(seconds * 1000)}ms" for seconds in bounds])
+        _configure(connection)
+
 
 def _patience(url: str) -> dict[str, Any]:
     """What the URL does not say itself."""
@@ -107,4 +136,11 @@ def _unavailable() -> DatabaseUnavailable:
     return DatabaseUnavailable(
         "Our database cannot be reached.",
         hint="Check EXPORT_PIPELINE_DATABASE_URL and run `export-pipeline doctor`.",
+    )
+
+
+def _too_slow() -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        "Our database did not answer in time.",
+        hint="Somebody else may hold a lock on our tables: pg_stat_activity shows who.",
     )

@@ -43,7 +43,7 @@ _Row = TypeVar("_Row")
 
 _COLUMNS = """request_id, user_id, requested_by, request_type, data_types, format, status, requested_at,
     completed_at, file_url, error_message, attempt, run_id, anonymize,
-    due_at, decided_by, decision_reason, recipient"""
+    due_at, due_extension, decided_by, decision_reason, recipient"""
 
 #: One move of one request: `set` and `guard` are constants of this file, everything else is bound.
 _MOVE = (

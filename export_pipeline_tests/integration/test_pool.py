@@ -13,7 +13,7 @@ import pytest
 
 from export_pipeline.collect.source import Source
 from export_pipeline.db import pool as module
-from export_pipeline.db.pool import Database
+from export_pipeline.db.pool import Bounds, Database
 from export_pipeline.errors import DatabaseUnavailable
 from export_pipeline_tests import servers
 
@@ -82,6 +82,38 @@ def test_an_error_of_the_statement_is_not_called_unavailable(database: Database)
     with pytest.raises(psycopg.errors.QueryCanceled), database.connect() as connection:
         connection.execute("SET LOCAL statement_timeout = 1")
         connection.execute("SELECT pg_sleep(10)")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "statement"),
+    [
+        (Bounds(statement_s=60, lock_s=0.05), "SELECT pg_advisory_xact_lock(77)"),
+        (Bounds(statement_s=0.05, lock_s=60), "SELECT pg_sleep(60)"),
+    ],
+)
+def test_what_takes_too_long_makes_room_for_who_waits(
+    bounds: Bounds, statement: str, tables_url: str, admin: psycopg.Connection
+) -> None:
+    admin.execute("SELECT pg_advisory_lock(77)")
+    database = Database(tables_url, max_size=1, patience_s=60, bounds=bounds)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            stuck = [threads.submit(run, database, statement) for _ in range(2)]
+            for call in stuck:
+                with pytest.raises(DatabaseUnavailable, match="in time") as refused:
+                    call.result(60)
+                assert refused.value.retryable
+        assert one(database) == (1,)
+        with database.dedicated() as connection:
+            assert connection.execute("SHOW lock_timeout").fetchone() == ("0",)
+    finally:
+        database.close()
+        admin.execute("SELECT pg_advisory_unlock(77)")
+
+
+def run(database: Database, statement: str) -> None:
+    with database.connect() as connection:
+        connection.execute(statement.encode())
 
 
 def test_closing_gives_every_connection_back(

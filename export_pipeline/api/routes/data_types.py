@@ -35,7 +35,7 @@ def list_data_types(services: ServicesDep, _: _Reader, if_none_match: IfNoneMatc
     "/{data_type}",
     operation_id="get_data_type",
     response_model=DataTypeFields,
-    responses={**documented(400, 404), **NOT_MODIFIED},
+    responses={**documented(400, 404, 409), **NOT_MODIFIED},
 )
 def get_data_type(
     data_type: _Name, services: ServicesDep, _: _Administrator, if_none_match: IfNoneMatch = None

@@ -324,11 +324,14 @@ def test_nobody_decides_about_their_own(api: Api, guarded: str) -> None:
 
 
 def test_a_due_date_moves_once(api: Api, guarded: str) -> None:
-    before = datetime.fromisoformat(api("GET", f"/api/exports/status/{guarded}").json()["due_at"])
+    shown = api("GET", f"/api/exports/status/{guarded}").json()
+    assert shown["due_extension"] is None
+    before = datetime.fromisoformat(shown["due_at"])
     path = f"/api/exports/{guarded}/extend"
     after = datetime.fromisoformat(api("POST", path, by="operator", json={"reason": "complex"}).json()["due_at"])
     assert 55 < (after - before).days < 65
     problem(api("POST", path, by="operator", json={"reason": "more"}), 409, "wrong-status")
+    assert api("GET", f"/api/exports/status/{guarded}").json()["due_extension"] == "complex"
 
 
 def test_the_trail_is_for_those_who_look_after_it(api: Api) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
@@ -178,6 +179,7 @@ def test_metrics_hold_figures_and_no_ids(api: Api) -> None:
     assert 'export_pipeline_queue_length{status="pending"} 1.0' in lines
     assert 'export_pipeline_requests{format="json",status="pending"} 1.0' in lines
     assert any(line.startswith("export_pipeline_queue_oldest_waiting_seconds ") for line in lines)
+    assert 'export_pipeline_requests_due{when="overdue"} 0.0' in lines
     status = 'method="GET",route="/api/exports/status/{request_id}",status="200"'
     assert f"export_pipeline_http_requests_total{{{status}}} 1.0" in lines
     assert 'route="unmatched",status="404"' in answer.text
@@ -198,6 +200,28 @@ def test_the_application_makes_and_closes_its_own_parts(settings: Settings, monk
         assert RequestStore(database).search() == []
     with pytest.raises(Exception, match=r".+"), database.connect():
         pass
+
+
+def test_calls_behind_a_lock_end_and_give_their_places_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(application_module.settings, "load", lambda: settings)
+    app = application_module.application()
+    app.dependency_overrides[authenticate] = stand_in
+    with TestClient(app) as client, ThreadPoolExecutor(12) as pool:
+        api = Api(app=app, client=client, services=app.state.services)
+        with psycopg.connect(api.services.database_url) as other:
+            other.execute("LOCK TABLE export_pipeline.export_requests IN ACCESS EXCLUSIVE MODE")
+            stuck = [pool.submit(api, "GET", "/api/exports/status/any") for _ in range(12)]
+            try:
+                for call in stuck:
+                    answer = call.result(60)
+                    problem(answer, 503, "unavailable")
+                    assert int(answer.headers["retry-after"]) > 0
+                assert api("GET", "/api/exports/data-types").status_code == 200
+            finally:
+                other.rollback()
+        assert api("GET", "/api/exports/status/any").status_code == 404
 
 
 def test_nobody_waits_for_a_look_that_hangs(services: wiring.Services, monkeypatch: pytest.MonkeyPatch) -> None:

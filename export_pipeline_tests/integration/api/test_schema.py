@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -98,6 +99,20 @@ def test_every_operation_is_described(name: str, operation: dict[str, object]) -
     assert "422" not in operation["responses"]
     if operation["security"]:
         assert {"401", "403", "503"} <= operation["responses"].keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("path", "methods"), [(path, set(of)) for path, of in openapi_document()["paths"].items()])  # type: ignore[attr-defined]
+def test_what_an_address_does_not_take_is_told_what_it_takes(api: Api, path: str, methods: set[str]) -> None:
+    address = re.sub(r"{\w+}", "some-1", path)
+    for method in {"OPTIONS", "GET", "PUT", "POST", "PATCH", "DELETE"} - {one.upper() for one in methods}:
+        answer = api(method, address, by=None)
+        if answer.status_code != 405:  # it is a word where another address takes an id
+            assert (path, method) in TAKEN_FOR_AN_ID
+            continue
+        assert {one.strip().lower() for one in answer.headers["allow"].split(",")} == methods, method
+
+
+TAKEN_FOR_AN_ID = {("/api/exports/request", "DELETE"), ("/api/exports/data-types", "DELETE")}
 
 
 def test_operation_ids_are_unique() -> None:
