@@ -210,11 +210,6 @@ SELECT request_id, status FROM over
 WHERE pg_postmaster_start_time() <= now() - %(settle)s
   AND pg_try_advisory_xact_lock(export_pipeline.lease_key(request_id))
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A request that the sensor took, and the attempt that its run will be."""
 #: Cancelled or deleted: now, or since this run began it, though it may have been put back meanwhile.
 _WITHDRAWN = """
 SELECT status IN ('cancelled', 'deleted') OR EXISTS (
@@ -229,6 +224,11 @@ _WITHDRAWN_RUNS = """
 SELECT run_id FROM export_pipeline.export_requests
 WHERE request_id = ANY (%(request_ids)s) AND status IN ('cancelled', 'deleted') AND run_id = ANY (%(run_ids)s)
 """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A request that the sensor took, and the attempt that its run will be."""
 
     request_id: str
     attempt: int
@@ -590,12 +590,6 @@ class RequestStore:
         with self._database.connect() as connection:
             return dict(connection.execute(_LEFT, {"request_ids": list(request_ids), "settle": settle}).fetchall())
 
-    def requeue(self, stalled: StalledRequest, *, max_attempts: int, detail: str) -> ExportRequest:
-        """Return a stalled request to the queue, or fail it when its attempts are spent.
-
-        Raises:
-            WrongStatus: It moved on meanwhile.
-        """
     def withdrawn(self, request_id: str, run_id: str) -> bool:
         """Say whether a request was cancelled or deleted while it was this run's, or before the run had begun it."""
         with self._database.connect() as connection:
@@ -613,6 +607,12 @@ class RequestStore:
         with self._database.connect() as connection:
             return {row[0] for row in connection.execute(_WITHDRAWN_RUNS, values)}
 
+    def requeue(self, stalled: StalledRequest, *, max_attempts: int, detail: str) -> ExportRequest:
+        """Return a stalled request to the queue, or fail it when its attempts are spent.
+
+        Raises:
+            WrongStatus: It moved on meanwhile.
+        """
         spent = stalled.attempt >= max_attempts
         message = (
             f"The run ended unexpectedly {stalled.attempt} times. Look at the run in Dagster, then retry the request."
@@ -824,6 +824,11 @@ def _stands(request: ExportRequest) -> str:
     return f"The request is {request.status.value.replace('_', ' ')}."
 
 
+def _begun(run_id: str) -> str:
+    """What the trail says of a run that takes up its request; later it is looked for."""
+    return f"run {run_id}"
+
+
 def _not_entitled(why: str) -> RunNotEntitled:
     return RunNotEntitled(
         f"This run may not work on the request: {why}",
@@ -832,11 +837,6 @@ def _not_entitled(why: str) -> RunNotEntitled:
 
 
 def _request(row: dict[str, Any]) -> ExportRequest:
-def _begun(run_id: str) -> str:
-    """What the trail says of a run that takes up its request; later it is looked for."""
-    return f"run {run_id}"
-
-
     return ExportRequest(
         **{**row, "status": RequestStatus(row["status"]), "data_types": tuple(row["data_types"] or ())}
     )
