@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from export_pipeline.defs.deadlines import warn_deadlines, warn_deadlines_hourly
 from export_pipeline.defs.housekeeping import housekeeping, prune_finished_requests
 from export_pipeline.defs.jobs import export_user_data
 from export_pipeline.defs.resources import export_run
@@ -10,8 +11,8 @@ from export_pipeline.defs.sensors import new_export_requests, reconcile_export_r
 from export_pipeline.defs.tickets import TicketIOManager
 
 defs = dg.Definitions(
-    jobs=[export_user_data, housekeeping, purge_expired],
-    schedules=[prune_finished_requests, purge_expired_hourly],
+    jobs=[export_user_data, housekeeping, purge_expired, warn_deadlines],
+    schedules=[prune_finished_requests, purge_expired_hourly, warn_deadlines_hourly],
     sensors=[new_export_requests, reconcile_export_requests],
     resources={"export_run": export_run, "io_manager": TicketIOManager()},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,12 +13,13 @@ from prometheus_client.registry import Collector
 
 from export_pipeline.db.listing import Count, Listing
 from export_pipeline.db.pool import Database
-from export_pipeline.db.requests import QueueState, RequestStore
+from export_pipeline.db.requests import DUE_SOON, Deadlines, QueueState, RequestStore
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: Counting reads every request: scrapers that come more often get the count of before.
 _FRESH_S = 10.0
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_Figures = TypeVar("_Figures")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -65,7 +67,8 @@ class _Queue(Collector):
 
     def __init__(self, database: Database) -> None:
         self._state = RequestStore(database).queue
-        self._counts = _kept(Listing(database).counts)
+        self._counts = _Kept(Listing(database).counts)
+        self._deadlines = _Kept(lambda: RequestStore(database).deadlines(DUE_SOON))
 
     def describe(self) -> list[Metric]:
         """Nothing: the registry would ask the database for the names."""
@@ -74,7 +77,8 @@ class _Queue(Collector):
     def collect(self) -> Iterator[Metric]:
         """Ask."""
         yield from _queue(self._state())
-        yield _requests(self._counts())
+        yield _requests(self._counts.get())
+        yield _due(self._deadlines.get())
 
 
 def _queue(state: QueueState) -> Iterator[Metric]:
@@ -97,16 +101,30 @@ def _requests(counts: list[Count]) -> Metric:
     return family
 
 
-def _kept(count: Callable[[], list[Count]]) -> Callable[[], list[Count]]:
-    lock = threading.Lock()
-    kept: list[Count] = []
-    until = 0.0
+def _due(deadlines: Deadlines) -> Metric:
+    family = GaugeMetricFamily(
+        "export_pipeline_requests_due", "Gdpr requests without a file that are overdue, or due soon.", labels=["when"]
+    )
+    family.add_metric(["overdue"], deadlines.overdue)
+    family.add_metric(["within_7_days"], deadlines.soon)
+    return family
 
-    def fresh() -> list[Count]:
-        nonlocal kept, until
-        with lock:
-            if time.monotonic() >= until:
-                kept, until = count(), time.monotonic() + _FRESH_S
-            return kept
 
-    return fresh
+class _Kept(Generic[_Figures]):
+    """Figures that are counted again only after a while.
+
+    Args:
+        count: Counts.
+    """
+
+    def __init__(self, count: Callable[[], _Figures]) -> None:
+        self._count = count
+        self._lock = threading.Lock()
+        self._kept: tuple[float, _Figures] | None = None
+
+    def get(self) -> _Figures:
+        """The figures of a moment ago, at most."""
+        with self._lock:
+            if self._kept is None or time.monotonic() >= self._kept[0]:
+                self._kept = (time.monotonic() + _FRESH_S, self._count())
+            return self._kept[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -118,9 +119,9 @@ def list_requests(
         print_json({"requests": found})
         return
     print_table(
-        ["id", "status", "user", "type", "format", "requested at"],
+        ["id", "status", "user", "type", "format", "requested at", "due"],
         [
-            [r.request_id, r.status, r.user_id, r.request_type, r.format, r.requested_at]
+            [r.request_id, r.status, r.user_id, r.request_type, r.format, r.requested_at, _day(r.due_at)]
             for r in found
         ],
         fixed=2,
@@ -237,6 +238,10 @@ COMMANDS = (
     download,
     verify,
 )
+
+
+def _day(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d}"
 
 
 def _move(move: Callable[[Intake], ExportRequest], *, as_json: bool) -> None:

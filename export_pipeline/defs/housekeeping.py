@@ -10,9 +10,6 @@ from export_pipeline.defs.partitions import PARTITIONS
 from export_pipeline.defs.process import services
 from export_pipeline.defs.pruning import Pruning
 
-#: A week is time enough to look into a request that failed or waits, and to answer within the month.
-_WARN_WITHIN = timedelta(days=7)
-
 
 @dg.op(
     out=dg.Out(dg.Nothing),
@@ -44,25 +41,12 @@ def prune_runs(context: dg.OpExecutionContext) -> None:
     )
 
 
-@dg.op(out=dg.Out(dg.Nothing), description="Warn about gdpr requests whose due date is near and that have no file yet.")
-def warn_deadlines(context: dg.OpExecutionContext) -> None:
-    """A warning in the run's log and a row in the trail, once for each due date."""
-    with plain_door():
-        due = services().requests.warn_due(_WARN_WITHIN)
-    for request in due:
-        context.log.warning(f"{request.request_id} is {request.status}, and due on {request.due_at:%Y-%m-%d}.")
-    context.add_output_metadata(
-        {"warned about": len(due), "requests": [request.request_id for request in due] or "none"}
-    )
-
-
 @dg.job(
     description="Keep Dagster's UI quick: requests, metadata and the audit trail stay, old runs go.",
     executor_def=dg.in_process_executor,
 )
 def housekeeping() -> None:
-    """Two steps that need nothing of each other."""
-    warn_deadlines()
+    """One step."""
     prune_runs()
 
 

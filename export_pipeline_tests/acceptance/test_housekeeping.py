@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import psycopg
+import pytest
 
 from export_pipeline_tests.running import FINISHED, PATIENCE_S, Running
 
@@ -36,11 +37,12 @@ def test_an_old_run_goes_and_its_request_stays(running: Running) -> None:
     assert "export_completed" in [entry.action for entry in running.stack.services.requests.trail(old)]
 
 
-def test_it_runs_by_itself(running: Running) -> None:
+@pytest.mark.parametrize("name", ["prune_finished_requests", "purge_expired_hourly", "warn_deadlines_hourly"])
+def test_it_runs_by_itself(running: Running, name: str) -> None:
     found = running.graphql(
         """query($selector: ScheduleSelector!) { scheduleOrError(scheduleSelector: $selector) { ... on Schedule {
              cronSchedule scheduleState { status } } } }""",
-        selector={**_SELECTOR, "scheduleName": "prune_finished_requests"},
+        selector={**_SELECTOR, "scheduleName": name},
     )["scheduleOrError"]
     assert found["scheduleState"]["status"] == "RUNNING"
     assert found["cronSchedule"].split()[1:] == ["*"] * 4, "every hour"

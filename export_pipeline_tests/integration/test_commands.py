@@ -89,6 +89,15 @@ def test_numbers_out_of_bounds_are_wrong_calls(words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.usefixtures("here")
+def test_the_list_shows_until_when_the_law_wants_an_answer() -> None:
+    document("request", "-u", USER, "-t", "user_clicks", code=0)
+    asked = document("request", "-u", USER, "--request-type", "gdpr", code=0)
+    head, _, *rows = run("list").stdout.split("\n\n")[0].strip().splitlines()
+    assert head.split()[-1] == "due"
+    assert [row.split()[-1] for row in rows] == [asked["due_at"][:10], "-"]
+
+
+@pytest.mark.usefixtures("here")
 def test_a_status_that_there_is_not_is_a_wrong_call() -> None:
     """And no empty list: nobody would find what they misspelt."""
     done = run("list", "--status", "complete")

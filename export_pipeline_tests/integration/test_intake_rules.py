@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 
+from export_pipeline.api.metrics import Metrics
 from export_pipeline.db.pool import Database
 from export_pipeline.db.requests import RequestStore
+from export_pipeline.defs import deadlines
 from export_pipeline.errors import (
     InvalidRequest,
     NotAllowed,
@@ -297,3 +302,41 @@ def test_a_due_date_is_warned_about_once_and_again_after_an_extension(
     intake.extend(near.request_id, BOB, "complex")
     assert store.warn_due(timedelta(days=7)) == []
     assert {due.request_id for due in store.warn_due(timedelta(days=100))} == {near.request_id, far.request_id}
+
+
+def test_deadlines_are_counted_and_told_in_dagster(
+    ask: Callable[..., ExportRequest],
+    intake: Intake,
+    store: RequestStore,
+    database: Database,
+    admin: psycopg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    days = {"over": -1, "soon": 3, "failed": 6, "far": 20, "done": 3}
+    asked = {name: ask(kind="gdpr", user_id=name, actor=OPERATOR).request_id for name in days}
+    for name, request_id in asked.items():
+        admin.execute(
+            "UPDATE export_pipeline.export_requests SET due_at = now() + %s * interval '1 day', status = %s"
+            " WHERE request_id = %s",
+            [days[name], {"failed": "failed", "done": "completed"}.get(name, "pending"), request_id],
+        )
+    monkeypatch.setattr(deadlines, "services", lambda: SimpleNamespace(requests=store))
+    told = [_warn(), _warn()]
+    assert [one["overdue"] for one in told] == [1, 1]
+    assert [one["due within 7 days"] for one in told] == [2, 2]
+    assert [one["warned about now"] for one in told] == [3, 0]
+    assert [line.split(",")[0] for line in told[0]["requests"]] == [asked[name] for name in ("over", "soon", "failed")]
+    assert [len(one["log"]) for one in told] == [3, 0]
+    assert asked["over"] in told[0]["log"][0]
+    figures = Metrics(database).exposition().decode()
+    assert 'export_pipeline_requests_due{when="overdue"} 1.0' in figures
+    assert 'export_pipeline_requests_due{when="within_7_days"} 2.0' in figures
+
+
+def _warn() -> dict[str, Any]:
+    """What the job shows in the UI."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = deadlines.warn_deadlines.execute_in_process(instance=instance)
+        logs = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level == logging.WARNING]
+    [output] = [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_OUTPUT]
+    return {name: value.value for name, value in output.event_specific_data.metadata.items()} | {"log": logs}

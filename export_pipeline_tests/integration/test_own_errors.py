@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-from export_pipeline.defs import coordinator, housekeeping, launcher, retention, sensors, tickets
+from export_pipeline.defs import coordinator, deadlines, housekeeping, launcher, retention, sensors, tickets
 from export_pipeline.defs.internals import LaunchRunContext
 from export_pipeline.errors import ExportPipelineError
 from export_pipeline.models import Actor
@@ -58,7 +58,7 @@ def refusing(services: Services, monkeypatch: pytest.MonkeyPatch) -> Services:
         actor=Actor(id="admin"), user_id="user-0004", data_types=["user_profile"], kind="custom", format="json"
     )
     services.requests.claim(10)
-    for module in (coordinator, housekeeping, launcher, retention, sensors, tickets):
+    for module in (coordinator, deadlines, housekeeping, launcher, retention, sensors, tickets):
         monkeypatch.setattr(module, "services", lambda: services)
     monkeypatch.setattr(sensors, "_SETTLE", timedelta(0))  # the server of the tests may be young
     monkeypatch.setattr(coordinator.absence, "for_good", lambda: False)
@@ -122,8 +122,12 @@ def test_what_is_raised_is_ours(
 
 @pytest.mark.parametrize(
     ("job", "steps"),
-    [(housekeeping.housekeeping, {"warn_deadlines", "prune_runs"}), (retention.purge_expired, {"purge_expired_files"})],
-    ids=["housekeeping", "purge_expired"],
+    [
+        (housekeeping.housekeeping, {"prune_runs"}),
+        (retention.purge_expired, {"purge_expired_files"}),
+        (deadlines.warn_deadlines, {"warn_of_due_dates"}),
+    ],
+    ids=["housekeeping", "purge_expired", "warn_deadlines"],
 )
 def test_a_step_fails_in_words_of_ours(
     refusing: Services, instance: dg.DagsterInstance, job: dg.JobDefinition, steps: set[str]

@@ -672,18 +672,6 @@ def test_a_cancelled_request_is_not_claimed(store: RequestStore, put: Callable[.
     assert store.claim(10) == []
 
 
-# --- those who wait
-
-
-def heard(listener: psycopg.Connection, number: int) -> list[tuple[str, str]]:
-    return [(notice.channel, notice.payload) for notice in listener.notifies(timeout=10, stop_after=number)]
-
-
-def test_whoever_listens_hears_of_a_new_request(store: RequestStore, tables_url: str) -> None:
-    with psycopg.connect(tables_url, autocommit=True) as listener:
-        listener.execute("LISTEN export_requests")
-        store.insert(new(request_id="r"), ADMIN)
-        assert heard(listener, 1) == [("export_requests", "r")]
 @pytest.mark.parametrize("withdraw", ["cancel", "delete"])
 def test_a_run_learns_that_its_request_was_withdrawn_also_when_it_was_put_back_since(
     store: RequestStore, put: Callable[..., str], withdraw: str
@@ -716,6 +704,18 @@ def test_a_run_whose_request_was_given_to_another_learns_of_no_withdrawal(
     assert not store.withdrawn("r", RUN)
 
 
+# --- those who wait
+
+
+def heard(listener: psycopg.Connection, number: int) -> list[tuple[str, str]]:
+    return [(notice.channel, notice.payload) for notice in listener.notifies(timeout=10, stop_after=number)]
+
+
+def test_whoever_listens_hears_of_a_new_request(store: RequestStore, tables_url: str) -> None:
+    with psycopg.connect(tables_url, autocommit=True) as listener:
+        listener.execute("LISTEN export_requests")
+        store.insert(new(request_id="r"), ADMIN)
+        assert heard(listener, 1) == [("export_requests", "r")]
 
 
 def test_whoever_listens_hears_of_changes_of_status_only(
