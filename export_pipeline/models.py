@@ -74,6 +74,8 @@ class AuditAction(StrEnum):
     FILE_REMOVED = "file_removed"
     FILE_MISSING = "file_missing"
     CONFIGURATION_CHANGED = "configuration_changed"
+    KEY_ROTATED = "key_rotated"
+    TOKEN_ISSUED = "token_issued"  # noqa: S105 - a code for the trail
     SIGNED_IN = "signed_in"
     SIGNED_OUT = "signed_out"
     REVOKED = "token_revoked"

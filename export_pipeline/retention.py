@@ -16,6 +16,7 @@ from typing import Any
 
 from export_pipeline.db.files import FileState, FileStore, HeldRequest
 from export_pipeline.db.pool import Database
+from export_pipeline.models import RequestStatus
 from export_pipeline.vault.store import ListedObject, Vault
 
 #: request/run/object, the object perhaps half uploaded; or the probe of `doctor`.
@@ -167,9 +168,12 @@ class Retention:
         left = self._leftovers(state, [found for found in objects if found not in gone], vault)
         self._remove(vault, left, purge)
         if vault is self.vault and ended and not state.removed and state.storage_key is not None:
-            purge.removed.append(state.request_id)
+            # Whoever deleted it removed the file too, and the trail says so already.
+            before = not gone and state.status == RequestStatus.DELETED
+            if not before:
+                purge.removed.append(state.request_id)
             if not purge.dry_run:
-                held.removed(f"{sum(found.size for found in gone)} bytes")
+                held.removed(None if before else f"{sum(found.size for found in gone)} bytes")
 
     def _leftovers(self, state: FileState, objects: Iterable[ListedObject], vault: Vault) -> list[ListedObject]:
         """Objects that the request does not need: a run that still comes clears the rest itself."""

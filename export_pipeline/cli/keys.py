@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import psycopg
 import typer
 
 from export_pipeline import settings, wiring
+from export_pipeline.cli.account import me
 from export_pipeline.cli.output import AsJson, cell, console, print_json, print_table
-from export_pipeline.errors import ConfigurationError, DatabaseError, KeyUnusable
+from export_pipeline.errors import ConfigurationError, DatabaseError, ExportPipelineError, KeyUnusable
 from export_pipeline.settings import Settings
 from export_pipeline.vault import keys, signing
 
@@ -98,11 +100,24 @@ def rotate(
         )
     else:
         public_key = keys.rotate(wiring.key_file(chosen), wiring.key_service(chosen))
+    logged = _log_rotation(chosen, f"{public_key} {'signs' if sign else 'seals'}")
     if as_json:
-        print_json({"public_key": public_key, "signing": sign})
-    else:
-        console.print(f"{public_key} {'signs' if sign else 'seals'} from now on.")
-        console.print("Keep a copy of the key file elsewhere.")
+        print_json({"public_key": public_key, "signing": sign, "in_trail": logged})
+        return
+    console.print(f"{public_key} {'signs' if sign else 'seals'} from now on.")
+    console.print("Keep a copy of the key file elsewhere.")
+    if not logged:
+        console.print("It does not stand in the audit trail: our database did not take it.")
+
+
+def _log_rotation(chosen: Settings, detail: str) -> bool:
+    """Write it into the trail; a key that may be stolen is replaced also where the database is away."""
+    try:
+        with wiring.connect(chosen) as services:
+            services.files.log_rotation(me(), detail)
+    except (ExportPipelineError, psycopg.Error):
+        return False
+    return True
 
 
 def _counts(chosen: Settings) -> dict[str, int] | None:

@@ -31,7 +31,7 @@ def token(
     """Print a bearer token of our own; whoever has it is the person that it names."""
     principal = Principal(id=user, roles=frozenset(roles or [Role.SUBJECT]), email=email)
     with wiring.connect(settings.load()) as services:
-        made = services.gatekeeper.issue(principal, timedelta(hours=lifetime))
+        made = services.gatekeeper.issue(principal, timedelta(hours=lifetime), me())
     if as_json:
         print_json({"token": made, "user": user, "roles": sorted(principal.roles), "lifetime_s": int(lifetime * 3600)})
     else:

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from export_pipeline.db.pool import Database
 from export_pipeline.errors import ConfigurationError
-from export_pipeline.models import Actor, AuditAction, DataTypeConfig
+from export_pipeline.models import Actor, DataTypeConfig
 
 _NAMES = tuple(field.name for field in fields(DataTypeConfig))
 _UPSERT = f"""
@@ -20,6 +20,10 @@ INSERT INTO export_pipeline.data_type_configs ({", ".join(_NAMES)})
 VALUES ({", ".join(f"%({name})s" for name in _NAMES)})
 ON CONFLICT (data_type) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _NAMES)}
 WHERE (data_type_configs.*) IS DISTINCT FROM (excluded.*)
+"""
+_ACT = """
+SELECT set_config('export_pipeline.actor', %s, true), set_config('export_pipeline.ip_address', %s, true),
+       set_config('export_pipeline.user_agent', %s, true)
 """
 
 
@@ -42,7 +46,7 @@ class DataTypeStore:
             return [_config(row) for row in cursor]
 
     def apply(self, configs: Sequence[DataTypeConfig], actor: Actor, *, prune: bool = False) -> list[str]:
-        """Make the table say what `configs` says, in one transaction with its audit rows.
+        """Make the table say what `configs` says, in one transaction with its audit rows: a trigger writes them.
 
         Args:
             configs: The data types to insert or update.
@@ -56,6 +60,7 @@ class DataTypeStore:
             ConfigurationError: A name cannot be stored; nothing was changed.
         """
         with self._database.connect() as connection:
+            _act(connection, actor)
             changed = [config.data_type for config in configs if _upsert(connection, config)]
             if prune:
                 removed = connection.execute(
@@ -63,8 +68,6 @@ class DataTypeStore:
                     [[config.data_type for config in configs]],
                 )
                 changed += [row[0] for row in removed]
-            for data_type in changed:
-                _log(connection, data_type, actor)
         return changed
 
     def remove(self, data_type: str, actor: Actor) -> bool:
@@ -74,19 +77,14 @@ class DataTypeStore:
             Whether it was there.
         """
         with self._database.connect() as connection:
+            _act(connection, actor)
             statement = "DELETE FROM export_pipeline.data_type_configs WHERE data_type = %s"
-            if not connection.execute(statement, [data_type]).rowcount:
-                return False
-            _log(connection, data_type, actor)
-            return True
+            return connection.execute(statement, [data_type]).rowcount > 0
 
 
-def _log(connection: psycopg.Connection, data_type: str, actor: Actor) -> None:
-    connection.execute(
-        "INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent, detail)"
-        " VALUES (%s, %s, %s, %s, %s)",
-        [AuditAction.CONFIGURATION_CHANGED.value, actor.id, actor.ip_address, actor.user_agent, data_type],
-    )
+def _act(connection: psycopg.Connection, actor: Actor) -> None:
+    """Tell the table's trigger, which writes the trail, who acts in this transaction."""
+    connection.execute(_ACT, [actor.id, actor.ip_address or "", actor.user_agent or ""])
 
 
 def _upsert(connection: psycopg.Connection, config: DataTypeConfig) -> bool:

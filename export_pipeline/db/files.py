@@ -11,7 +11,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from export_pipeline.db.pool import Database
-from export_pipeline.models import SYSTEM, AuditAction, RequestStatus
+from export_pipeline.models import SYSTEM, Actor, AuditAction, RequestStatus
 
 _AT_ONCE = 1000
 _OPEN = (RequestStatus.AWAITING_APPROVAL, RequestStatus.PENDING, RequestStatus.PROCESSING)
@@ -58,6 +58,7 @@ _MISSING = (
                     AND said.detail = %(detail)s::text)
 """
 )
+_LOG_ROTATION = "INSERT INTO export_pipeline.export_audit_logs (action, actor, detail) VALUES (%s, %s, %s)"
 _BY_KEY = """
 SELECT coalesce(sealed_for, ''), count(*)
 FROM export_pipeline.export_requests JOIN export_pipeline.export_metadata USING (request_id)
@@ -103,8 +104,8 @@ class HeldRequest:
         self._connection = connection
         self.state = state
 
-    def removed(self, detail: str) -> None:
-        """Write down that its file is gone for good."""
+    def removed(self, detail: str | None) -> None:
+        """Write down that its file is gone for good, and in the trail with `detail`, unless it is None."""
         assert self.state is not None  # noqa: S101 - who has no row has no file to speak of
         request_id = self.state.request_id
         written = self._connection.execute(
@@ -112,7 +113,7 @@ class HeldRequest:
             " WHERE request_id = %s AND removed_at IS NULL",
             [request_id],
         )
-        if written.rowcount:
+        if written.rowcount and detail is not None:
             self._connection.execute(_LOG, _entry(request_id, AuditAction.FILE_REMOVED, detail))
 
 
@@ -125,6 +126,11 @@ class FileStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def log_rotation(self, actor: Actor, detail: str) -> None:
+        """Write into the trail that somebody made a new first key; `detail` names its public half and its use."""
+        with self._database.connect() as connection:
+            connection.execute(_LOG_ROTATION, [AuditAction.KEY_ROTATED.value, actor.id, detail])
 
     def by_key(self) -> dict[str, int]:
         """Count the stored files that each public key of ours opens; the key is empty where it is not known."""

@@ -67,13 +67,13 @@ SELECT """
 _UNDECIDED = """(decided_by IS NULL AND EXISTS (
     SELECT FROM export_pipeline.data_type_configs
     WHERE requires_approval AND (request_type = 'gdpr' OR data_type = ANY (data_types))))"""
+#: Where a request goes that is put back.
+_BACK = f"CASE WHEN {_UNDECIDED} THEN 'awaiting_approval' ELSE 'pending' END"
 
 _CANCEL = "status = 'cancelled', completed_at = now(), error_message = 'Cancelled.'"
 #: What was read of a stalled request is still so.
 _AS_SEEN = "status = %(status)s AND attempt = %(attempt)s AND run_id IS NOT DISTINCT FROM %(run_id)s"
 
-#: A week is time enough to look into a request that failed or waits, and to answer within the month.
-DUE_SOON = timedelta(days=7)
 _WARN_DUE = """
 WITH near AS (
     UPDATE export_pipeline.export_requests SET warned_at = now()
@@ -87,11 +87,6 @@ WITH near AS (
     FROM near
 )
 SELECT request_id, status, due_at FROM near ORDER BY due_at, request_id
-"""
-_DEADLINES = """
-SELECT count(*) FILTER (WHERE due_at < now()) AS overdue, count(*) FILTER (WHERE due_at >= now()) AS soon
-FROM export_pipeline.export_requests
-WHERE status IN ('awaiting_approval', 'pending', 'processing', 'failed') AND due_at < now() + %(within)s
 """
 _TURN = """
 SELECT pg_advisory_xact_lock(hashtextextended(%(requested_by)s, 20260103)),
@@ -115,7 +110,7 @@ WHERE request_id = %(same)s AND idempotency_key IS NULL
 #: Requests about oneself and about others have limits of their own, so each is counted by itself. The next one is
 #: possible when so many have become old that fewer than the limit are left.
 _LIMITING = """
-SELECT ceil(extract(epoch FROM requested_at + interval '24 hours' - now()))::int AS retry_after_s
+SELECT ceil(extract(epoch FROM requested_at + interval '24 hours' - now()))::bigint AS retry_after_s
 FROM export_pipeline.export_requests
 WHERE requested_by = %(requested_by)s AND requested_at > now() - interval '24 hours'
   AND (user_id = requested_by) = (%(user_id)s = %(requested_by)s)
@@ -165,7 +160,8 @@ WITH busy AS MATERIALIZED (
     WHERE request_id = ANY (ARRAY(SELECT request_id FROM chosen)) AND status = 'pending' AND claimed_at IS NULL
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
-    UPDATE export_pipeline.export_requests SET claimed_at = now(), attempt = attempt + 1
+    -- Begins again after a million, as no more fits: one row must not fail the statement for all.
+    UPDATE export_pipeline.export_requests SET claimed_at = now(), attempt = attempt %% 1000000 + 1
     WHERE request_id = ANY (ARRAY(SELECT request_id FROM open))
     RETURNING request_id, user_id, attempt
 ), logged AS (
@@ -194,8 +190,10 @@ FROM export_pipeline.export_requests WHERE status IN ('pending', 'processing')
 _STALLED = """
 WITH old AS MATERIALIZED (
     SELECT request_id, status, attempt, run_id FROM export_pipeline.export_requests
-    WHERE (status = 'pending' AND claimed_at < now() - %(grace)s)
-       OR (status = 'processing' AND coalesce(started_at, requested_at) < now() - %(grace)s / 4)
+    -- What lies in the future was written by hand, and would never grow old.
+    WHERE (status = 'pending' AND claimed_at NOT BETWEEN now() - %(grace)s AND now() + %(grace)s)
+       OR (status = 'processing'
+           AND coalesce(started_at, requested_at) NOT BETWEEN now() - %(grace)s / 4 AND now() + %(grace)s)
 )
 SELECT request_id, status, attempt, run_id FROM old
 -- After a restart of the server the living need a moment to take their leases again.
@@ -268,19 +266,6 @@ class DueRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deadlines:
-    """How many requests without a file are to be answered by a date.
-
-    Attributes:
-        overdue: The date is past.
-        soon: The date is near.
-    """
-
-    overdue: int
-    soon: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class StalledRequest:
     """A request that says it is on its way while nobody works on it."""
 
@@ -342,7 +327,9 @@ class RequestStore:
         with self._database.connect() as connection, connection.cursor(row_factory=dict_row) as cursor:
             cursor.execute(_METADATA, [request_id])
             row = cursor.fetchone()
-        return ExportMetadata(**{**row, "data_types_included": tuple(row["data_types_included"])}) if row else None
+        return (
+            ExportMetadata(**{**row, "data_types_included": tuple(row["data_types_included"] or ())}) if row else None
+        )
 
     def completed_by(self, request_id: str, run_id: str) -> ExportRequest | None:
         """Read a request whose file this run has published; None when it has not, or the file is gone again."""
@@ -366,11 +353,6 @@ class RequestStore:
             connection.cursor(row_factory=class_row(QueueState)) as cursor,
         ):
             return _only(cursor.execute(_QUEUE).fetchone())
-
-    def deadlines(self, within: timedelta) -> Deadlines:
-        """Count requests without a file whose due date is past, or not further away than `within`."""
-        with self._database.connect() as connection, connection.cursor(row_factory=class_row(Deadlines)) as cursor:
-            return _only(cursor.execute(_DEADLINES, {"within": within}).fetchone())
 
     def trail(self, request_id: str) -> list[AuditEntry]:
         """Read the audit rows of a request, oldest first."""
@@ -527,8 +509,7 @@ class RequestStore:
         try:
             return self._move(
                 request_id,
-                set=f"status = CASE WHEN {_UNDECIDED} THEN 'awaiting_approval' ELSE 'pending' END,"
-                " claimed_at = NULL, completed_at = NULL, error_message = NULL",
+                set=f"status = {_BACK}, claimed_at = NULL, completed_at = NULL, error_message = NULL",
                 guard="status IN ('failed', 'cancelled') AND (user_id <> %(actor)s OR %(limit)s::int IS NULL"
                 f" OR (SELECT count(*) {_RETRIES}) < %(limit)s)",
                 action=AuditAction.RETRIED,
@@ -635,6 +616,8 @@ class RequestStore:
     def requeue(self, stalled: StalledRequest, *, max_attempts: int, detail: str) -> ExportRequest:
         """Return a stalled request to the queue, or fail it when its attempts are spent.
 
+        One that needs approval and was never decided on waits for it, as after `retry`.
+
         Raises:
             WrongStatus: It moved on meanwhile.
         """
@@ -646,7 +629,7 @@ class RequestStore:
             stalled.request_id,
             set="status = 'failed', completed_at = now(), claimed_at = NULL, error_message = %(message)s"
             if spent
-            else "status = 'pending', claimed_at = NULL, started_at = NULL",
+            else f"status = {_BACK}, claimed_at = NULL, started_at = NULL",
             guard=_AS_SEEN,
             action=AuditAction.FAILED if spent else AuditAction.REQUEUED,
             actor=SYSTEM,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from export_pipeline.db.pool import Database
 from export_pipeline.identity import Principal, Role
@@ -29,8 +29,8 @@ SELECT user_id, roles, now(), (
 ) FROM taken WHERE expires_at > now()
 """
 _LOG = """
-INSERT INTO export_pipeline.export_audit_logs (action, actor, ip_address, user_agent, detail)
-VALUES (%(action)s, %(actor)s, %(ip_address)s, %(user_agent)s, %(detail)s)
+INSERT INTO export_pipeline.export_audit_logs (user_id, action, actor, ip_address, user_agent, detail)
+VALUES (%(user_id)s, %(action)s, %(actor)s, %(ip_address)s, %(user_agent)s, %(detail)s)
 """
 
 
@@ -66,6 +66,19 @@ class SignInStore:
         user_id, roles, now, came_after = row
         return Principal(id=user_id, roles=frozenset(map(Role, roles)), auth_time=now, came_after=came_after)
 
+    def issued(self, principal: Principal, actor: Actor, *, token_id: str, until: datetime) -> None:
+        """Write into the trail that somebody made a token.
+
+        Args:
+            principal: Whom it speaks for.
+            actor: Who made it.
+            token_id: Its id, by which it can be told from others and which opens nothing.
+            until: How long it counts.
+        """
+        roles = ", ".join(sorted(principal.roles)) or "none"
+        detail = f"token {token_id}; roles: {roles}; until {until:%Y-%m-%d %H:%M}Z"
+        self._log(AuditAction.TOKEN_ISSUED, actor, detail, user_id=principal.id)
+
     def signed_in(self, actor: Actor) -> None:
         """Write into the trail that somebody signed in at the identity provider."""
         self._log(AuditAction.SIGNED_IN, actor, "by the identity provider")
@@ -74,8 +87,8 @@ class SignInStore:
         """Write into the trail that somebody was not let in."""
         self._log(AuditAction.SIGN_IN_REFUSED, actor, detail)
 
-    def _log(self, action: AuditAction, actor: Actor, detail: str) -> None:
-        values = {"action": action, "actor": actor.id, "detail": detail}
+    def _log(self, action: AuditAction, actor: Actor, detail: str, *, user_id: str | None = None) -> None:
+        values = {"user_id": user_id, "action": action, "actor": actor.id, "detail": detail}
         with self._database.connect() as connection:
             connection.execute(_LOG, {**values, **where(actor)})
 

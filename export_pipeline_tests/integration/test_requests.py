@@ -44,6 +44,9 @@ def store(database: Database) -> RequestStore:
     return RequestStore(database)
 
 
+_STATE = ("status", "attempt", "claimed_at", "started_at", "run_id", "completed_at")
+
+
 @pytest.fixture
 def put(admin: psycopg.Connection) -> Callable[..., str]:
     """Write a request as it would stand after many moves."""
@@ -58,11 +61,20 @@ def put(admin: psycopg.Connection) -> Callable[..., str]:
             "format": "json",
             **columns,
         }
-        admin.execute(
-            f"INSERT INTO export_pipeline.export_requests ({', '.join(values)})"
-            f" VALUES ({', '.join(['%s'] * len(values))})",
-            list(values.values()),
-        )
+        # Nobody inserts a request that is on its way; it gets there.
+        state = {name: values.pop(name) for name in _STATE if name in values}
+        with admin.transaction():
+            admin.execute(
+                f"INSERT INTO export_pipeline.export_requests ({', '.join(values)})"
+                f" VALUES ({', '.join(['%s'] * len(values))})",
+                list(values.values()),
+            )
+            if state:
+                admin.execute(
+                    f"UPDATE export_pipeline.export_requests SET {', '.join(f'{name} = %s' for name in state)}"
+                    " WHERE request_id = %s",
+                    [*state.values(), request_id],
+                )
         return request_id
 
     return insert
