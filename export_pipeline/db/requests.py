@@ -74,6 +74,8 @@ _CANCEL = "status = 'cancelled', completed_at = now(), error_message = 'Cancelle
 #: What was read of a stalled request is still so.
 _AS_SEEN = "status = %(status)s AND attempt = %(attempt)s AND run_id IS NOT DISTINCT FROM %(run_id)s"
 
+#: A week is time enough to look into a request that failed or waits, and to answer within the month.
+DUE_SOON = timedelta(days=7)
 _WARN_DUE = """
 WITH near AS (
     UPDATE export_pipeline.export_requests SET warned_at = now()
@@ -87,6 +89,11 @@ WITH near AS (
     FROM near
 )
 SELECT request_id, status, due_at FROM near ORDER BY due_at, request_id
+"""
+_DEADLINES = """
+SELECT count(*) FILTER (WHERE due_at < now()) AS overdue, count(*) FILTER (WHERE due_at >= now()) AS soon
+FROM export_pipeline.export_requests
+WHERE status IN ('awaiting_approval', 'pending', 'processing', 'failed') AND due_at < now() + %(within)s
 """
 _TURN = """
 SELECT pg_advisory_xact_lock(hashtextextended(%(requested_by)s, 20260103)),
@@ -266,6 +273,19 @@ class DueRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Deadlines:
+    """How many requests without a file are to be answered by a date.
+
+    Attributes:
+        overdue: The date is past.
+        soon: The date is near.
+    """
+
+    overdue: int
+    soon: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StalledRequest:
     """A request that says it is on its way while nobody works on it."""
 
@@ -353,6 +373,11 @@ class RequestStore:
             connection.cursor(row_factory=class_row(QueueState)) as cursor,
         ):
             return _only(cursor.execute(_QUEUE).fetchone())
+
+    def deadlines(self, within: timedelta) -> Deadlines:
+        """Count requests without a file whose due date is past, or not further away than `within`."""
+        with self._database.connect() as connection, connection.cursor(row_factory=class_row(Deadlines)) as cursor:
+            return _only(cursor.execute(_DEADLINES, {"within": within}).fetchone())
 
     def trail(self, request_id: str) -> list[AuditEntry]:
         """Read the audit rows of a request, oldest first."""
