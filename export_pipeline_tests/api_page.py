@@ -58,7 +58,10 @@ _RULES = """
   `EXPORT_PIPELINE_VERIFICATION_MAX_AGE_S`, or a one-time code in the header `Verification-Code`. Without, the
   answer is 403 `verification-required`, and its hint says how to go on. Operators have proven to their organisation
   who they are.
-- **Limits**: 429 comes with `Retry-After` and, in the body, `limit`, `remaining` and `retry_after`.
+- **Limits**: 429 comes with `Retry-After` and, in the body, `limit`, `remaining` and `retry_after`. They are those of
+  the API and the command line: a plain INSERT into `export_requests` knows none, because whoever may INSERT is trusted.
+- **A call that a lock in our database holds up** gets 503 with `Retry-After` after two seconds, and its place is free
+  for others.
 - **Ids in paths** are percent-encoded. An id with a slash fits into no path: `GET /api/exports?user_id=` takes it, and
   `POST /request` with `request_type` gdpr.
 - **Addresses in answers** (`status_url` and `Location`, `file_url`, `download_url`) begin with
@@ -98,9 +101,10 @@ Addresses and the names of fields are the specification's; there are more of bot
 ## Problems
 
 Every error is a document `application/problem+json` (RFC 9457) with `type`, `title`, `status`, `detail`, often a
-`hint`, and with 400 `errors`, each with a `pointer` to what is wrong. No value that was sent is repeated. `type`
-begins with
-`urn:export-pipeline:problem:` and ends with the name.
+`hint`, and with 400 `errors`, each with a `pointer` to what is wrong. Of what was sent, names may come back and nothing
+else: those of fields, in `pointer`; of data types, where they have the form of one; and to administrators the names of
+columns that they sent. `type` begins with `urn:export-pipeline:problem:` and ends with the name. Only what is no HTTP
+gets something else: the web server itself answers it with 400 and `text/plain`, and closes the connection.
 
 | status | name | title |
 |---|---|---|

@@ -1,7 +1,7 @@
 """Every error as a problem document (RFC 9457): one table from our errors to status codes.
 
-Nothing of what a person sent is repeated, and nothing of what happened inside is told: a 5xx says only that it is not
-the caller's fault.
+Of what a person sent, nothing but names of fields, data types and columns is repeated. Of what happened inside, nothing
+is told: a 5xx says only that it is not the caller's fault.
 """
 
 from __future__ import annotations
