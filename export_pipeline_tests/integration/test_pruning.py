@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from export_pipeline.db.pool import Database
+from export_pipeline.defs import housekeeping
 from export_pipeline.defs.pruning import Pruned, Pruning
 from export_pipeline.defs.storage import dagster_url
 from export_pipeline_tests import past
@@ -366,3 +368,21 @@ def test_killed_in_the_middle_it_leaves_only_whole_things(
         prune(url)
         assert partitions(connection) == set()
         assert_whole(connection)
+
+
+@pytest.mark.parametrize(
+    ("minute", "partitions", "runs"),
+    [(18, 0, True), (3, 12, False), (3, 13, True), (13, 12, False), (58, 400, True)],
+)
+def test_too_many_partitions_do_not_wait_for_the_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minute: int, partitions: int, runs: bool
+) -> None:
+    """Ten stay; a quarter more is still quick."""
+    assert minute in range(3, 59, 5), "a tick that there is"
+    monkeypatch.setattr(housekeeping, "services", lambda: SimpleNamespace(settings=SimpleNamespace(keep_partitions=10)))
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        instance.add_dynamic_partitions(PARTITIONS.name, [f"r{number}" for number in range(partitions)])
+        with dg.build_schedule_context(instance, datetime(2026, 11, 24, 9, minute, tzinfo=UTC)) as context:
+            asked = housekeeping.prune_finished_requests(context)
+    assert isinstance(asked, dg.RunRequest if runs else dg.SkipReason), asked
+    assert housekeeping.prune_finished_requests.cron_schedule == "3-58/5 * * * *"
