@@ -20,14 +20,13 @@ import redis
 from export_pipeline import verify, wiring
 from export_pipeline.db.watch import follow
 from export_pipeline.delivery import deliver, save
-from export_pipeline.models import Actor, ExportRequest
+from export_pipeline.models import ExportRequest
 from export_pipeline.wiring import Services
 from export_pipeline_tests import machines, servers
 from export_pipeline_tests.machines import Site
+from export_pipeline_tests.running import PATIENCE_S, TESTER
 
-PATIENCE_S = 60.0
 USERS = [f"user-{number:04d}" for number in range(3, 9)]
-TESTER = Actor(id="tester")
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +79,11 @@ def test_a_machine_loses_its_power(launcher: str, site: Site, services: Services
         assert first.parts(), "the run on it is in the middle"
         if launcher == "celery":
             check_messages(site, ids)
-        began = time.monotonic()
         first.kill()
         lock.rollback()
         done = {request.request_id: request for request in wait_for(services, ids)}
-        took = time.monotonic() - began
         assert {request.status.value for request in done.values()} == {"completed"}, control.log() + second.log()
         assert sorted(request.attempt for request in done.values()) == [1, 1, 1, 1, 1, 2]
-        print(f"{launcher}: all completed {took:.1f} s after a machine with one of two runs was killed")
-        assert took < 60
         check_files(services, done, tmp_path)
         wait_until(lambda: not second.parts(), say=second.log)
         assert first.parts(), "sealed, and of no use"
