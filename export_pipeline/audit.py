@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from export_pipeline.db.pool import Database
+from export_pipeline.errors import InvalidRequest
 
 #: What the first row of the chain has for its previous hash.
 GENESIS = "0" * 64
@@ -148,8 +150,13 @@ def verify(database: Database, *, kept_head: str | None = None) -> AuditReport:
         kept_head: A hash that `head` gave earlier. Without it nobody can tell that the newest rows were removed.
 
     Raises:
+        InvalidRequest: `kept_head` is no hash.
         DatabaseUnavailable: The server does not answer.
     """
+    if kept_head is not None and not re.fullmatch(r"[0-9a-f]{64}", kept_head):
+        raise InvalidRequest(
+            "The kept head is no hash.", hint="`export-pipeline audit head` prints one: 64 digits of 0-9 and a-f."
+        )
     _chain_late(database)
     walk = _Walk(kept_head=kept_head)
     with database.connect() as connection:

@@ -212,6 +212,7 @@ def start(settings: Settings, *, say: Callable[[str], None] = lambda _: None) ->
         say("Starting the database")
         port = _free_port(settings.ui_port)
         stack, code_server = _prepare(settings, held, ui_url=f"http://{_HOST}:{port}")
+        held.enter_context(_known(settings, stack.ui_url))
         workspace = ["-w", str(code_server.workspace)]
         say("Starting Dagster's code server")
         _add(stack, "code-server", code_server.command)
@@ -290,6 +291,40 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ui_url(settings: Settings) -> str:
+    """Address of the Dagster UI on this machine.
+
+    Raises:
+        ConfigurationError: Its port is whichever is free, and nothing runs that has one.
+    """
+    if settings.ui_port:
+        return f"http://{_HOST}:{settings.ui_port}"
+    try:
+        return _address_file(settings).read_text("ascii").strip()
+    except OSError:
+        raise ConfigurationError(
+            "The port of the Dagster UI is not known as long as nothing runs.",
+            hint="Start `export-pipeline up`, or set EXPORT_PIPELINE_UI_PORT.",
+        ) from None
+
+
+def _address_file(settings: Settings) -> Path:
+    return settings.home / "ui.url"
+
+
+@contextlib.contextmanager
+def _known(settings: Settings, url: str) -> Iterator[None]:
+    """Other commands find the UI as long as it is there."""
+    file = _address_file(settings)
+    with wiring.home_explained(settings):
+        file.write_text(f"{url}\n", "ascii")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()
 
 
 @contextlib.contextmanager

@@ -93,12 +93,17 @@ def _compare(inspection: Inspection) -> None:
         raise FileNotVerified("The file does not hold the data types that its manifest names.")
     for data_type, part in inspection.parts.items():
         if part != stated[data_type]:
-            raise FileNotVerified(
-                f"{data_type} is not as its manifest says: {part.rows} rows and {part.size} bytes were found,"
-                f" {stated[data_type].rows} rows and {stated[data_type].size} bytes were stated."
-            )
+            raise FileNotVerified(f"{data_type} is not as its manifest says: {_difference(part, stated[data_type])}.")
     if inspection.manifest.get("total_records") != sum(part.rows for part in inspection.parts.values()):
         raise FileNotVerified("The total of records is not the sum of the data types.")
+
+
+def _difference(found: FoundPart, stated: FoundPart) -> str:
+    if (found.rows, found.size) == (stated.rows, stated.size):
+        return "the SHA-256 of its bytes is another one, so a value was changed"
+    return (
+        f"{found.rows} rows and {found.size} bytes were found, {stated.rows} rows and {stated.size} bytes were stated"
+    )
 
 
 def _stated(manifest: dict[str, Any]) -> dict[str, FoundPart]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ import typer
 from export_pipeline import settings, wiring
 from export_pipeline.cli import recipient_key
 from export_pipeline.cli.account import me
-from export_pipeline.cli.output import AsJson, cell, console, human_size, print_json, print_table, refuse
+from export_pipeline.cli.output import AsJson, cell, console, errors, human_size, print_json, print_table, refuse
 from export_pipeline.db.watch import ON_ITS_WAY, follow
 from export_pipeline.delivery import deliver, save
 from export_pipeline.errors import ExportPipelineError
@@ -21,6 +21,8 @@ from export_pipeline.models import ExportFormat, ExportRequest, RequestStatus, R
 from export_pipeline.verify import verify as verify_file
 
 RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
+#: Where something runs, a request is claimed long before.
+_SOON_S = 5.0
 Reason = Annotated[str, typer.Option(help="Why; stands in the audit trail.")]
 
 
@@ -63,7 +65,7 @@ def request(
                 recipient=key.public_key,
             )
         shown = None
-        for changed in follow(services.database, [made.request_id], timeout=timeout if wait else 0.0):
+        for changed in _followed(services, made.request_id, timeout if wait else 0.0, quiet=as_json):
             made = changed
             if wait and not as_json and made.status is not shown:
                 shown = made.status
@@ -242,6 +244,19 @@ COMMANDS = (
 
 def _day(moment: datetime | None) -> str:
     return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d}"
+
+
+def _followed(services: wiring.Services, request_id: str, timeout: float, *, quiet: bool) -> Iterator[ExportRequest]:
+    """Whoever waits hears soon when nothing seems to be there that could take the request up."""
+    yield from follow(services.database, [request_id], timeout=min(timeout, _SOON_S))
+    if timeout <= _SOON_S:
+        return
+    queue = services.requests.queue()
+    if not quiet and queue.pending and not queue.claimed + queue.processing:
+        errors.print(
+            "Nothing seems to run: no request is claimed. Start `export-pipeline up` for this state folder; waiting on."
+        )
+    yield from follow(services.database, [request_id], timeout=timeout - _SOON_S)
 
 
 def _move(move: Callable[[Intake], ExportRequest], *, as_json: bool) -> None:

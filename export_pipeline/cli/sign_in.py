@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from export_pipeline import settings, wiring
+from export_pipeline import settings, supervisor, wiring
 from export_pipeline.cli.account import account, me
 from export_pipeline.cli.output import AsJson, cell, console, print_json
 from export_pipeline.errors import ConfigurationError
@@ -50,7 +50,7 @@ def sign_in(
     """Print a link that signs a browser in, once, within 15 minutes; needs `up`."""
     chosen = settings.load()
     with wiring.connect(chosen) as services:
-        link = services.gatekeeper.link(f"http://127.0.0.1:{chosen.ui_port}", somebody(user, roles))
+        link = services.gatekeeper.link(supervisor.ui_url(chosen), somebody(user, roles))
     if as_json:
         print_json({"sign_in_url": link})
     else:
@@ -113,15 +113,19 @@ def somebody(user: str | None = None, roles: list[Role] | None = None) -> Princi
     return Principal(id=user or account(), roles=frozenset(roles or Role))
 
 
+def link_of(services: wiring.Services, address: str) -> str | None:
+    """Where whoever started the system signs in by browser; None where nobody can."""
+    if services.settings.local_sign_in:
+        return services.gatekeeper.link(address, somebody())
+    return f"{address}/sign-in" if services.gatekeeper.by_browser else None
+
+
 def print_link(services: wiring.Services, address: str) -> None:
     """Print a sign-in link for whoever started the system, or how to make signing in possible."""
-    if services.settings.local_sign_in:
+    if (link := link_of(services, address)) is not None:
         # Whole, on a line of its own: a link that a terminal breaks can't be followed.
         console.print("Sign in     ", end="")
-        typer.echo(services.gatekeeper.link(address, somebody()))
-    elif services.gatekeeper.by_browser:
-        console.print("Sign in     ", end="")
-        typer.echo(f"{address}/sign-in")
+        typer.echo(link)
     elif not services.gatekeeper.open:
         console.print("Sign in     closed: set EXPORT_PIPELINE_OIDC_ISSUER, or EXPORT_PIPELINE_LOCAL_TOKENS=true")
 

@@ -12,7 +12,7 @@ from export_pipeline import demo as demonstration
 from export_pipeline import doctor as examination
 from export_pipeline import embedded, settings, supervisor, wiring
 from export_pipeline.cli.output import AsJson, cell, console, errors, human_size, print_json, print_table, refuse
-from export_pipeline.cli.sign_in import print_link
+from export_pipeline.cli.sign_in import link_of, print_link
 from export_pipeline.errors import ConfigurationError, ExportPipelineError
 from export_pipeline.models import ExportRequest
 from export_pipeline.sample_source import HEAVY_USER
@@ -59,6 +59,7 @@ def up(as_json: AsJson = False) -> None:
                     {
                         "api_url": stack.api_url,
                         "ui_url": stack.ui_url,
+                        "sign_in_url": link_of(stack.services, stack.ui_url),
                         "home": stack.services.settings.home,
                         "logs": stack.log_folder,
                     }

@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from export_pipeline import supervisor
 from export_pipeline.identity import SCOPES, Principal, Role, Scope
 from export_pipeline.sign_in.gatekeeper import COOKIE
 from export_pipeline.sign_in.tokens import Audience
@@ -210,3 +211,8 @@ def test_subscriptions_work_and_mutate_nothing(running: Running, role: Role) -> 
         opened.send(json.dumps({"type": "start", "id": "10", "payload": {"query": "subscription { nothing }"}}))
         # The valid one stays open without a word; the other one is refused.
         assert json.loads(opened.recv(30))["id"] == "10"
+
+
+def test_the_ui_is_found_at_the_port_that_it_got(running: Running) -> None:
+    """For `sign-in`, which starts in another process and knows only the settings, where the port is 0."""
+    assert supervisor.ui_url(running.stack.services.settings) == running.stack.ui_url

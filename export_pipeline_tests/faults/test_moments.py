@@ -142,7 +142,7 @@ def up(settings: Settings) -> subprocess.Popen[str]:
         assert line, f"it ended: {process.wait(30)}"
         said += line
         try:
-            assert "error" not in json.loads(said), said
+            assert "/sign-in?" in json.loads(said)["sign_in_url"], said
         except json.JSONDecodeError:
             continue
         return process

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from export_pipeline import settings, wiring
+from export_pipeline.cli import requests as request_commands
+from export_pipeline.cli.app import app
 from export_pipeline.errors import ConfigurationError
 from export_pipeline.models import Actor
 from export_pipeline.wiring import Services
@@ -178,3 +181,40 @@ def test_the_embedded_database_is_reached_by_psql_while_it_runs(
         assert "`export-pipeline demo`" in refused.value.hint
         assert "EXPORT_PIPELINE_SOURCE_URL" in refused.value.hint
     assert document("database-url", code=1)["error"] == "ConfigurationError"
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_who_waits_hears_when_nothing_seems_to_run(
+    here: Services, words: tuple[str, ...], claimed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_commands, "_SOON_S", 0.1)
+    if claimed:
+        here.intake.request(user_id=USER, data_types=["user_profile"], actor=ME)
+        assert here.requests.claim(1)
+    asked = ["request", "-u", USER, "-t", "user_clicks", "--wait", "--timeout", "0.2", *words]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 1
+    assert ("`export-pipeline up`" in done.stderr) is (not words and not claimed)
+
+
+def test_a_changed_value_is_told_by_its_hash(here: Services, tmp_path: Path) -> None:
+    """Rows and bytes are as many as before: to compare them would say nothing."""
+    made = here.intake.request(user_id=USER, data_types=["user_profile"], actor=ME)
+    execute(here, made.request_id)
+    file = tmp_path / "export.json"
+    assert run("download", made.request_id, "-o", str(file)).returncode == 0
+    before, after = file.read_bytes(), f'"{USER[:-1]}5"'.encode()
+    first = before.index(b'"data"')
+    file.write_bytes(before[:first] + before[first:].replace(f'"{USER}"'.encode(), after, 1))
+    message = document("verify", str(file), code=1)["message"]
+    assert "SHA-256" in message
+    assert "were found" not in message
+    file.write_bytes(before[:first] + before[first:].replace(f'"{USER}"'.encode(), b'"?"', 1))
+    assert "bytes were found" in document("verify", str(file), code=1)["message"]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("head", ["zz", "0" * 63, "", "A" * 64])
+def test_a_head_that_is_no_hash_is_no_sign_of_tampering(head: str) -> None:
+    assert document("audit", "verify", "--head", head, code=1)["message"] == "The kept head is no hash."

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from export_pipeline import doctor
+from export_pipeline import doctor, supervisor
 from export_pipeline.cli.app import app
 from export_pipeline.errors import ConfigurationError, InvalidRequest, NotAuthenticated
 from export_pipeline.identity import Principal, Role
@@ -51,6 +51,17 @@ def test_a_token_has_the_roles_that_were_asked_for() -> None:
     assert (told["user"], told["roles"], told["lifetime_s"]) == ("ada", ["admin", "auditor"], 1800)
     found = admitted(told["token"])
     assert (found.roles, found.email) == ({Role.ADMIN, Role.AUDITOR}, "ada@example.org")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_link_has_the_port_that_the_ui_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_PIPELINE_UI_PORT", "0")
+    refused = CliRunner().invoke(app, ["sign-in"]).exception
+    assert isinstance(refused, ConfigurationError)
+    assert "`export-pipeline up`" in refused.hint
+    with supervisor._known(load(), "http://127.0.0.1:4242"):
+        assert urlsplit(printed("sign-in")).port == 4242
+    assert CliRunner().invoke(app, ["sign-in"]).exit_code == 1
 
 
 @pytest.mark.usefixtures("here")
