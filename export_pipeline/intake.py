@@ -1,4 +1,4 @@
-"""The way in: what API, command line and schedules call to make, retry or cancel a request."""
+"""The way in: what API and command line call to make, retry or cancel a request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Limits:
 
     Attributes:
         for_oneself: About the requester's own data.
-        for_others: About anybody else's, by operators and schedules.
+        for_others: About anybody else's, by operators.
     """
 
     for_oneself: int | None = None

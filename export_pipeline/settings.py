@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     smtp_from: str | None = Field(
         None, validate_default=True, description="Address that mails come from, as `exports@example.org`."
     )
-    api_port: int = Field(8080, ge=0, le=65535, description="Port of the API and the dashboard; 0 takes a free one.")
+    api_port: int = Field(8080, ge=0, le=65535, description="Port of the API; 0 takes a free one.")
     api_trusted_proxies: str = Field(
         "",
         description="Networks of the proxies before the API, as `10.0.0.0/8,::1`: only what they write into "
@@ -177,7 +177,7 @@ class Settings(BaseSettings):
         5, ge=1, description="Export requests that a person may make about themselves in 24 hours."
     )
     operator_requests_per_day: int = Field(
-        1000, ge=1, description="Export requests that an operator or a schedule may make in 24 hours."
+        1000, ge=1, description="Export requests that an operator may make in 24 hours."
     )
     max_attempts: int = Field(3, ge=1, le=100, description="Runs that a request gets before it fails.")
     max_concurrent_runs: int = Field(
