@@ -23,14 +23,15 @@ elsewhere.
 
 ## A first export
 
-With the embedded database, or with `EXPORT_PIPELINE_LOCAL_TOKENS=true`, the command line makes the token; else your
-identity provider does. For `ID` and `DOWNLOAD_URL` put what the call before answered.
+With what `export-pipeline demo --keep` leaves running: its database and its sample data. With a database of your own,
+put a person and data types of yours; there the command line makes tokens only with `EXPORT_PIPELINE_LOCAL_TOKENS=true`,
+else your identity provider does. For `ID` and `DOWNLOAD_URL` put what the call before answered.
 
 ```sh
-TOKEN=$(export-pipeline token --user 42)
+TOKEN=$(export-pipeline token --user user-0004)
 API=http://127.0.0.1:8080
 curl -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' "$API/api/exports/request" \\
-  -d '{"user_id": "42", "data_types": ["orders"], "format": "json"}'
+  -d '{"user_id": "user-0004", "data_types": ["user_sessions", "user_clicks"], "format": "json"}'
 curl -NH "Authorization: Bearer $TOKEN" "$API/api/exports/status/ID/events"   # until it has ended
 curl -H "Authorization: Bearer $TOKEN" "$API/api/exports/download/ID"         # gives download_url
 curl -fOJ "$API$DOWNLOAD_URL"                                                  # needs no token

@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from export_pipeline import wiring
 from export_pipeline.db.watch import ended, follow
@@ -29,17 +30,18 @@ PATIENCE_S = 150.0
 FINISHED = ("SUCCESS", "FAILURE", "CANCELED")
 TESTER = Actor(id="tester")
 #: Meant for whole installations only: other tests make settings of their own.
-_LAUNCHER = os.environ.pop("EXPORT_PIPELINE_LAUNCHER", "warm")
+LAUNCHER = os.environ.pop("EXPORT_PIPELINE_LAUNCHER", "warm")
+LAUNCHERS = ("warm", "default", "celery")
 
 
 @contextmanager
-def launcher_under_test(folder: Path) -> Iterator[dict[str, str]]:
-    """Settings of the launcher that `EXPORT_PIPELINE_LAUNCHER` names; the same tests must pass with every one."""
-    if _LAUNCHER != "celery":
-        yield {"launcher": _LAUNCHER}
+def launcher_under_test(folder: Path, launcher: str = LAUNCHER) -> Iterator[dict[str, str]]:
+    """Settings of a launcher, else of the one that `EXPORT_PIPELINE_LAUNCHER` names: all must pass the same tests."""
+    if launcher != "celery":
+        yield {"launcher": launcher}
         return
     with servers.broker(folder) as broker:
-        yield {"launcher": _LAUNCHER, "broker_url": broker.url}
+        yield {"launcher": launcher, "broker_url": broker.url}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +108,19 @@ class Running:
             tags=[{"key": "dagster/partition", "value": request_id}],
         )
         return found["runsOrError"]["results"]
+
+
+def source_rows(services: wiring.Services, data_type: str, user_id: str) -> list[dict[str, object]]:
+    """The rows as PostgreSQL itself turns them into JSON, by another way than the export's."""
+    config = next(c for c in services.data_types.all() if c.data_type == data_type)
+    columns = ", ".join(f"'{name}', to_jsonb(t.{name})" for name in config.columns_to_export)
+    key = {"user_clicks": "click_id", "user_errors": "error_id", "user_workflows": "usage_id"}
+    order = key.get(data_type, config.columns_to_export[0])
+    with psycopg.connect(services.source_url, row_factory=dict_row) as connection:
+        connection.execute("SET timezone = 'UTC'")
+        rows = connection.execute(
+            f"SELECT jsonb_build_object({columns}) AS row FROM {config.table_name} AS t"
+            f" WHERE user_id = %s ORDER BY {order}",
+            [user_id],
+        )
+        return [row["row"] for row in rows]

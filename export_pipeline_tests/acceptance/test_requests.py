@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
 
 from export_pipeline import sample_source
-from export_pipeline_tests.running import Running
+from export_pipeline_tests.running import Running, source_rows
 
 #: Asked for all at once at the beginning, so that runs overlap and each test waits only for its own.
 SCENARIOS = {
@@ -61,22 +60,6 @@ def asked(running: Running) -> Iterator[dict[str, str]]:
         )
 
 
-def source_rows(running: Running, data_type: str, user_id: str) -> list[dict[str, object]]:
-    """The rows as PostgreSQL itself turns them into JSON, by another way than the export's."""
-    config = next(c for c in running.stack.services.data_types.all() if c.data_type == data_type)
-    columns = ", ".join(f"'{name}', to_jsonb(t.{name})" for name in config.columns_to_export)
-    key = {"user_clicks": "click_id", "user_errors": "error_id", "user_workflows": "usage_id"}
-    order = key.get(data_type, config.columns_to_export[0])
-    with psycopg.connect(running.stack.services.source_url, row_factory=dict_row) as connection:
-        connection.execute("SET timezone = 'UTC'")
-        rows = connection.execute(
-            f"SELECT jsonb_build_object({columns}) AS row FROM {config.table_name} AS t"
-            f" WHERE user_id = %s ORDER BY {order}",
-            [user_id],
-        )
-        return [row["row"] for row in rows]
-
-
 def test_a_plain_insert_is_completed_with_every_value(running: Running, asked: dict[str, str]) -> None:
     done = running.wait(asked["heavy json"])
     assert (done.status, done.error_message) == ("completed", None)
@@ -88,7 +71,7 @@ def test_a_plain_insert_is_completed_with_every_value(running: Running, asked: d
     }  # fmt: skip
     assert len(document["data"]["user_clicks"]) >= 200_000
     for data_type, rows in document["data"].items():
-        assert rows == source_rows(running, data_type, sample_source.HEAVY_USER), data_type
+        assert rows == source_rows(running.stack.services, data_type, sample_source.HEAVY_USER), data_type
         part = next(part for part in document["metadata"]["parts"] if part["data_type"] == data_type)
         assert part["rows"] == part["rows_in_snapshot"] == len(rows)
 
@@ -100,7 +83,7 @@ def test_hostile_text_arrives_in_the_archive(running: Running, asked: dict[str, 
         assert archive.testzip() is None
         with archive.open("user_errors.csv") as member:
             rows = list(csv.DictReader(io.TextIOWrapper(member, encoding="utf-8", newline="")))
-    expected = source_rows(running, "user_errors", sample_source.HOSTILE_USER)
+    expected = source_rows(running.stack.services, "user_errors", sample_source.HOSTILE_USER)
     unescaped = [row["error_message"].removeprefix("'") for row in rows]
     assert unescaped == [row["error_message"] or "" for row in expected]
 
