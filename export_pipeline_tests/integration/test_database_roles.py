@@ -149,6 +149,25 @@ def test_the_application_reconciles_retries_cancels_and_deletes(
         assert audit.verify(services.database).intact
 
 
+def test_a_configuration_changed_by_hand_names_the_role(
+    connect: Callable[[str], psycopg.Connection], installation: Settings
+) -> None:
+    for role in ("app", "owner"):
+        for approval in ("true", "false"):
+            connect(role).execute(
+                f"UPDATE export_pipeline.data_type_configs SET requires_approval = {approval}"
+                " WHERE data_type = 'user_clicks'".encode()
+            )
+        [(actor, detail)] = (
+            connect("auditor")
+            .execute("SELECT actor, detail FROM export_pipeline.export_audit_logs ORDER BY log_id DESC LIMIT 1")
+            .fetchall()
+        )
+        assert (actor, detail) == (f"export_pipeline_{role}", "user_clicks: changed requires_approval")
+    with wiring.connect(installation) as services:
+        assert audit.verify(services.database).intact
+
+
 def test_the_application_ends_sessions(installation: Settings) -> None:
     with wiring.connect(installation) as services:
         gatekeeper = services.gatekeeper
@@ -242,6 +261,8 @@ _REFUSED = {
         "INSERT INTO export_pipeline.export_audit_logs (action, actor, timestamp) VALUES ('x', 'y', now())",
         "ALTER TABLE export_pipeline.export_audit_logs DISABLE TRIGGER append_only",
         "DROP TRIGGER chain_audit_log ON export_pipeline.export_audit_logs",
+        "ALTER TABLE export_pipeline.data_type_configs DISABLE TRIGGER log_configuration",
+        "TRUNCATE export_pipeline.data_type_configs",
         "INSERT INTO export_pipeline.export_audit_chain VALUES (1000, 1000, '', '')",
         "UPDATE export_pipeline.export_audit_chain SET hash = ''",
         "DELETE FROM export_pipeline.export_audit_chain",

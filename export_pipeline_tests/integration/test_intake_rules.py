@@ -105,6 +105,46 @@ def test_to_cancel_and_retry_is_no_way_past_the_approver(
     assert ask().status is RequestStatus.PENDING
 
 
+@pytest.mark.parametrize("status", ["pending", "processing", "awaiting_approval"])
+def test_what_a_plain_insert_says_is_no_way_past_the_approver(
+    guarded: None, admin: psycopg.Connection, intake: Intake, store: RequestStore, status: str
+) -> None:
+    [(request_id, found)] = admin.execute(
+        "INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, data_types, format, status,"
+        " decided_by) VALUES ('u', 'u', 'custom', '{user_errors}', 'json', %s, 'nobody') RETURNING request_id, status",
+        [status],
+    ).fetchall()
+    assert found == "awaiting_approval"
+    assert store.stalled(grace=timedelta(0)) == []
+    intake.cancel(request_id, OPERATOR)
+    assert intake.retry(request_id, OPERATOR).status is RequestStatus.AWAITING_APPROVAL
+    assert store.claim(10) == []
+
+
+@pytest.mark.parametrize("attempts", [5, 1])
+def test_a_lost_run_is_no_way_past_the_approver(
+    guarded: None,
+    ask: Callable[..., ExportRequest],
+    intake: Intake,
+    store: RequestStore,
+    admin: psycopg.Connection,
+    attempts: int,
+) -> None:
+    waiting = ask(data_types=["user_errors"])
+    admin.execute("UPDATE export_pipeline.export_requests SET status = 'processing', attempt = 1, run_id = 'none'")
+    [stalled] = store.stalled(grace=timedelta(0))
+    moved = store.requeue(stalled, max_attempts=attempts, detail="gone")
+    assert moved.status == ("awaiting_approval" if attempts > 1 else "failed")
+    assert store.claim(10) == []
+    if attempts > 1:
+        intake.approve(waiting.request_id, BOB)
+        [claim] = store.claim(10)
+        store.start(claim.request_id, "run", reopen=False)
+        # It was decided on: the next one that is lost comes back.
+        [stalled] = store.stalled(grace=timedelta(0))
+        assert store.requeue(stalled, max_attempts=attempts, detail="gone").status is RequestStatus.PENDING
+
+
 def test_a_rejected_request_ends_with_its_reason(
     guarded: None, ask: Callable[..., ExportRequest], intake: Intake, store: RequestStore
 ) -> None:

@@ -14,6 +14,7 @@ from pyrage import x25519
 from typer.testing import CliRunner
 
 from export_pipeline import settings as settings_module
+from export_pipeline.cli.account import account
 from export_pipeline.cli.app import app
 from export_pipeline.delivery import deliver
 from export_pipeline.errors import ConfigurationError, KeyUnusable
@@ -78,6 +79,29 @@ def test_the_list_tells_what_each_key_is_needed_for(here: Services) -> None:
     shown = call("list").stdout
     assert new["public_key"] in shown
     assert "seals and opens" in shown
+
+
+def test_a_rotation_stands_in_the_trail(here: Services) -> None:
+    sealing = json.loads(call("rotate", "--json").stdout)
+    signing = json.loads(call("rotate", "--signing", "--json").stdout)
+    assert (sealing["in_trail"], signing["in_trail"]) == (True, True)
+    with here.database.connect() as connection:
+        rows = connection.execute(
+            "SELECT action, actor, detail FROM export_pipeline.export_audit_logs ORDER BY log_id"
+        ).fetchall()
+    assert rows == [
+        ("key_rotated", account(), f"{sealing['public_key']} seals"),
+        ("key_rotated", account(), f"{signing['public_key']} signs"),
+    ]
+
+
+def test_a_key_is_rotated_also_where_the_database_is_away(here: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT_PIPELINE_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nowhere")
+    before = keys.facts(key_file(here.settings))
+    done = call("rotate")
+    assert done.exit_code == 0
+    assert "does not stand in the audit trail" in done.stdout
+    assert len(keys.facts(key_file(here.settings))) == len(before) + 1
 
 
 def test_files_whose_key_is_gone_are_told(here: Services) -> None:

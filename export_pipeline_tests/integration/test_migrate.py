@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -301,7 +302,19 @@ UNREADABLE = [
     ("requested_at", "'0044-03-15 BC'::timestamptz"),
     ("requested_at", "'12000-01-01'::timestamptz"),
     ("due_at", "'infinity'::timestamptz"),
+    ("completed_at", "'infinity'::timestamptz"),
+    ("completed_at", "'-infinity'::timestamptz"),
+    ("completed_at", "'12000-01-01'::timestamptz"),
+    ("warned_at", "'infinity'::timestamptz"),
 ]
+#: What a plain INSERT could write and the sensors stumbled over.
+UNWORKABLE = {
+    "attempt": "2147483647",
+    "claimed_at": "'infinity'",
+    "started_at": "'infinity'",
+    "completed_at": "'-infinity'",
+    "warned_at": "'infinity'",
+}
 PLAIN = (
     "INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, format, {column})"
     " VALUES ('u', 'u', 'custom', 'json', {value})"
@@ -322,10 +335,33 @@ def test_rows_that_nobody_could_read_are_mended(pg_url: str) -> None:
         connection.execute(PLAIN.format(column="data_types", value="'{}'").encode())
         migrate(connection)
         rows = connection.execute("SELECT data_types FROM export_pipeline.export_requests").fetchall()
-        types = ["user_clicks"], ["user_clicks", "user_errors", "user_profile"], None, None, None, None, None, []
-        assert sorted(row[0] or [] for row in rows) == sorted(one or [] for one in types)
+        types = [["user_clicks"], ["user_clicks", "user_errors", "user_profile"], *[[]] * (len(UNREADABLE) - 1)]
+        assert sorted(row[0] or [] for row in rows) == sorted(types)
         # Reads them with their times.
         store = RequestStore(database := Database(pg_url))
         assert len(store.search()) == len(types)
         assert len(store.claim(100)) == len(types)
         database.close()
+
+
+def test_rows_that_stopped_the_queue_are_mended(pg_url: str) -> None:
+    with psycopg.connect(pg_url, autocommit=True) as connection:
+        migrate(connection, up_to=15)
+        for column, value in UNWORKABLE.items():
+            connection.execute(PLAIN.format(column=column, value=value).encode())
+        connection.execute(PLAIN.format(column="status, started_at", value="'processing', 'infinity'").encode())
+        connection.execute(
+            "INSERT INTO export_pipeline.export_metadata (request_id, user_id, stored_size_bytes, sha256, storage_key,"
+            " content_encoding, manifest, export_date, expires_at, removed_at) SELECT request_id, user_id, 1, '', '',"
+            " 'identity', '{}', '-infinity', 'infinity', 'infinity' FROM export_pipeline.export_requests LIMIT 1"
+        )
+        migrate(connection)
+        [(with_file,)] = connection.execute("SELECT request_id FROM export_pipeline.export_metadata").fetchall()
+    store = RequestStore(database := Database(pg_url))
+    assert len(store.search()) == len(UNWORKABLE) + 1
+    assert len(store.claim(100)) == len(UNWORKABLE)
+    assert len(store.stalled(grace=timedelta(0))) == len(UNWORKABLE) + 1
+    metadata = store.metadata(with_file)
+    assert metadata is not None
+    assert (metadata.expires_at.year, metadata.expired) == (9999, False), "who was promised a file for ever keeps it"
+    database.close()

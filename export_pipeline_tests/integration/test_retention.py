@@ -249,6 +249,22 @@ def test_a_missing_file_is_reported_once_in_the_trail_and_each_time_to_who_asks(
     assert made.trail(request)[-2:] == ["export_expired", "file_removed"]
 
 
+@pytest.mark.parametrize("removed", [True, False], ids=["at once", "by the purge"])
+def test_of_a_deleted_request_the_trail_says_once_that_its_file_went(made: Installation, removed: bool) -> None:
+    request = made.completed()
+    if removed:
+        made.services.intake.delete(request.request_id, ME)
+    else:  # its store was away
+        made.services.requests.delete(request.request_id, ME)
+    expected = [] if removed else ["file_removed"]
+    assert made.purge().removed == ([] if removed else [request.request_id])
+    assert made.purge().removed == []
+    trail = made.trail(request)
+    assert trail[trail.index("export_deleted") + 1 :] == expected
+    assert made.services.requests.metadata(request.request_id).removed_at is not None
+    assert made.vault.keys() == []
+
+
 def test_a_file_that_is_completed_meanwhile_is_not_missing(made: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = []
 

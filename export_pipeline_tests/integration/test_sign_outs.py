@@ -302,6 +302,18 @@ def test_of_many_who_sign_out_at_once_one_is_written(services: wiring.Services, 
 # --- one token
 
 
+def test_who_made_a_token_for_whom_stands_in_the_trail(services: wiring.Services, gatekeeper: Gatekeeper) -> None:
+    made = gatekeeper.issue(Principal(id="anna", roles=frozenset({Role.ADMIN, Role.SUBJECT})), timedelta(hours=1), OPS)
+    [(action, actor, user_id, *_, detail)] = trail(services, "token_issued")
+    assert (action, actor, user_id) == ("token_issued", "ops", "anna")
+    ended = gatekeeper.revoke(made, OPS)
+    until = f"{ended.expires_at:%Y-%m-%d %H:%M}Z"
+    assert detail == f"token {ended.token_id}; roles: admin, subject; until {until}"
+    assert made not in detail
+    # The same words tell of its end.
+    assert trail(services, "token_revoked")[0][5] in detail
+
+
 def test_a_token_that_leaked_ends_with_the_sessions_that_it_began(
     services: wiring.Services, gatekeeper: Gatekeeper, other: Process, door: Callable[[], Door]
 ) -> None:
