@@ -218,3 +218,15 @@ def test_a_changed_value_is_told_by_its_hash(here: Services, tmp_path: Path) -> 
 @pytest.mark.parametrize("head", ["zz", "0" * 63, "", "A" * 64])
 def test_a_head_that_is_no_hash_is_no_sign_of_tampering(head: str) -> None:
     assert document("audit", "verify", "--head", head, code=1)["message"] == "The kept head is no hash."
+
+
+@pytest.mark.usefixtures("here")
+def test_up_tells_of_a_variable_that_sets_nothing(monkeypatch: pytest.MonkeyPatch, closed_port: int) -> None:
+    monkeypatch.setenv("EXPORT_PIPELINE_DATABASE_URL", f"postgresql://127.0.0.1:{closed_port}/x")
+    monkeypatch.setenv("EXPORT_PIPELINE_STORGE_URL", "s3://canary")
+    done = run("up")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        "Warning: EXPORT_PIPELINE_STORGE_URL sets nothing. Is EXPORT_PIPELINE_STORAGE_URL meant?\n"
+    )
+    assert "canary" not in done.stderr
