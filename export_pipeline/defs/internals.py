@@ -1,7 +1,11 @@
 """Every private name of Dagster's that we use, in one place.
 
-`export_pipeline_tests/integration/test_dagster_contract.py` fails loudly when a version of Dagster changes one of them;
-each use falls back to stock behaviour where that is possible.
+What protects from a version of Dagster that changes one of them is the pin in `pyproject.toml`, which may be moved only
+when `export_pipeline_tests/integration/test_dagster_contract.py` passes. There is no fallback name by name.
+
+`definitions.py` and all that it imports come without this module, so jobs, sensors and schedules work on stock Dagster:
+``dagster dev -m export_pipeline.definitions``, with a `dagster.yaml` of one's own. What `up` starts and what our
+`dagster.yaml` names (storage, warm launcher and coordinator, daemon, the UI behind the sign-in) needs it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +28,6 @@ from dagster._grpc.types import ExecuteRunArgs
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, unpack_value
 from dagster._utils.interrupts import capture_interrupts
 from dagster_postgres import PostgresEventLogStorage
-from dagster_postgres.utils import DagsterPostgresException
 from dagster_webserver.version import __version__ as webserver_version
 from dagster_webserver.webserver import DagsterWebserver
 from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
@@ -34,7 +37,6 @@ from starlette.responses import JSONResponse
 
 __all__ = [
     "MAY_CHANGE",
-    "UNAVAILABLE",
     "CheckRunHealthResult",
     "ConfigurableClass",
     "ConfigurableClassData",
@@ -56,8 +58,6 @@ __all__ = [
 
 #: In the scope of an ASGI request: whether whoever asks may launch and terminate. Absent means no.
 MAY_CHANGE = "export_pipeline.may_change"
-#: What Dagster's storage raises when the server is away or ends a connection.
-UNAVAILABLE = (DagsterPostgresException, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
 _POOL_SIZE = 2
 _MAX_OVERFLOW = 20
 

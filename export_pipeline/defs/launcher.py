@@ -29,6 +29,9 @@ NOT_BEGUN = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED, dg.D
 class WarmRunLauncher(RunLauncher[dg.DagsterInstance], ConfigurableClass):
     """Puts runs into the queue of the warm workers."""
 
+    #: What the sensors ask.
+    by_workers = True
+
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
         self._stock: RunLauncher[dg.DagsterInstance] = dg.DefaultRunLauncher()

@@ -11,7 +11,6 @@ from export_pipeline.db.requests import QueueState, StalledRequest
 from export_pipeline.db.run_queue import RunQueue
 from export_pipeline.defs import absence
 from export_pipeline.defs.jobs import export_user_data
-from export_pipeline.defs.launcher import WarmRunLauncher
 from export_pipeline.defs.own_errors import own_errors
 from export_pipeline.defs.partitions import ATTEMPT_TAG, PARTITION_TAG, export_requests
 from export_pipeline.defs.process import services
@@ -77,8 +76,13 @@ def in_flight(instance: dg.DagsterInstance) -> int:
 
     Where the workers are away for good, each run gets a process of its own at once, so there is nothing to keep busy.
     """
-    alone = isinstance(instance.run_launcher, WarmRunLauncher) and absence.for_good()
+    alone = _by_workers(instance) and absence.for_good()
     return services().settings.max_concurrent_runs * (1 if alone else _RUNS_AHEAD)
+
+
+def _by_workers(instance: dg.DagsterInstance) -> bool:
+    """Whether warm workers execute the runs. Asked of the launcher: to import its class needs private names."""
+    return bool(getattr(instance.run_launcher, "by_workers", False))
 
 
 def _in_words(queue: QueueState) -> str:
@@ -186,7 +190,7 @@ def _lost(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
         return False
     if run.status in {dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTED}:
         return True
-    if not isinstance(instance.run_launcher, WarmRunLauncher):
+    if not _by_workers(instance):
         return False
     queue = RunQueue(services().database)
     if queue.find(run.run_id) is not None:

@@ -11,10 +11,9 @@ second of a run's step events and log lines; a change of a run's status is alway
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from dagster import DagsterEvent, DagsterEventType, EventLogEntry
 from dagster_postgres import DagsterPostgresStorage, PostgresEventLogStorage, PostgresRunStorage
@@ -22,21 +21,15 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import URL
 
 from export_pipeline.defs.internals import (
-    UNAVAILABLE,
     ConfigurableClassData,
     UserConfigSchema,
     insert_events,
     share_pool,
 )
+from export_pipeline.defs.lasting import outlast
 from export_pipeline.defs.process import services
-from export_pipeline.errors import DatabaseUnavailable
-
-_T = TypeVar("_T")
 
 _FLUSH_S = 0.25
-_AGAIN_S = 0.5
-#: What a restart of the server takes, and something more.
-_OUTLAST_S = 15.0
 #: Everything else changes a run's status, is read by other processes, or goes to more tables than one.
 _MAY_WAIT = frozenset(
     {
@@ -107,25 +100,6 @@ class LastingRunStorage(PostgresRunStorage):
     def handle_run_event(self, run_id: str, event: DagsterEvent, update_timestamp: datetime | None = None) -> None:
         """Change the status of a run as an event says."""
         outlast(lambda: PostgresRunStorage.handle_run_event(self, run_id, event, update_timestamp))
-
-
-def outlast(write: Callable[[], _T]) -> _T:
-    """Write, again when the server was away or ended the connection.
-
-    Else a run whose last event met the restart of a server would say that it succeeded, and then that it failed. What
-    had got through without an answer is written twice: that does no harm.
-
-    Raises:
-        Exception: The server stays away.
-    """
-    deadline = time.monotonic() + _OUTLAST_S
-    while True:
-        try:
-            return write()
-        except (*UNAVAILABLE, DatabaseUnavailable):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_AGAIN_S)
 
 
 class SettingsPostgresStorage(DagsterPostgresStorage):

@@ -7,9 +7,9 @@ from typing import Any
 
 import dagster as dg
 
+from export_pipeline.defs.lasting import outlast
 from export_pipeline.defs.own_errors import own_errors
 from export_pipeline.defs.process import services
-from export_pipeline.defs.storage import outlast
 from export_pipeline.errors import ExportPipelineError
 
 

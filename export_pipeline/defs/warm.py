@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import dagster as dg
 
-from export_pipeline.defs.internals import UNAVAILABLE
+from export_pipeline.defs.lasting import UNAVAILABLE
 from export_pipeline.defs.storage import BufferedEventLogStorage
 from export_pipeline.errors import DatabaseUnavailable
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 import dagster as dg
 
 from export_pipeline.db.run_queue import RunQueue, Seat
-from export_pipeline.defs.internals import UNAVAILABLE, begin_run, capture_interrupts, execute_run
+from export_pipeline.defs.internals import begin_run, capture_interrupts, execute_run
+from export_pipeline.defs.lasting import UNAVAILABLE
 from export_pipeline.defs.launcher import NOT_BEGUN
 from export_pipeline.defs.process import services
 from export_pipeline.defs.warm import begin_buffering, begin_canceling, end_run, load_definitions, make_way, patiently

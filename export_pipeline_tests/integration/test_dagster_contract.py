@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -21,9 +24,13 @@ from dagster_webserver import webserver
 from dagster_webserver.webserver import DagsterWebserver
 
 import export_pipeline
+from export_pipeline import dagster_home
 from export_pipeline.defs.coordinator import WarmRunCoordinator
 from export_pipeline.defs.internals import WaitingEvent
 from export_pipeline.defs.launcher import WarmRunLauncher
+from export_pipeline.models import Actor
+from export_pipeline.settings import Settings
+from export_pipeline.wiring import Services
 
 
 def parameters(function: object) -> list[str]:
@@ -136,3 +143,35 @@ def test_private_names_stand_in_one_file() -> None:
     package = Path(export_pipeline.__file__).parent
     found = {file.name for file in package.rglob("*.py") if importing.search(file.read_text())}
     assert found == {"internals.py"}
+
+
+_STOCK = """
+import sys
+from dagster._cli import api
+del api._execute_run_command_body
+sys.modules["export_pipeline.defs.internals"] = None
+import dagster as dg
+from export_pipeline.definitions import defs
+request_id = sys.argv[1]
+with dg.DagsterInstance.ephemeral() as instance:
+    for job in ("housekeeping", "purge_expired", "warn_deadlines"):
+        defs.get_job_def(job).execute_in_process(instance=instance)
+    instance.add_dynamic_partitions("export_requests", [request_id])
+    defs.get_job_def("export_user_data").execute_in_process(
+        instance=instance, partition_key=request_id, tags={"export_pipeline/attempt": "1"})
+"""
+
+
+def test_without_any_private_name_the_definitions_load_and_a_run_completes(
+    settings: Settings, services: Services
+) -> None:
+    """On stock Dagster, when a version has changed what our launcher, daemon and web server use."""
+    asked = services.intake.request(actor=Actor(id="admin"), user_id="user-0004", data_types=["user_profile"])
+    services.requests.claim(1)
+    environment = {**os.environ, **dagster_home.environment(settings)}
+    del environment["DAGSTER_HOME"]
+    done = subprocess.run(
+        [sys.executable, "-c", _STOCK, asked.request_id], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert services.requests.get(asked.request_id).status == "completed"

@@ -13,6 +13,7 @@ import pytest
 from dagster_postgres import PostgresEventLogStorage
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from export_pipeline.defs import lasting
 from export_pipeline.defs import storage as module
 from export_pipeline.defs.internals import insert_events
 from export_pipeline.defs.storage import BufferedEventLogStorage, dagster_url
@@ -91,7 +92,7 @@ def test_the_end_of_a_run_outlasts_an_answer_that_is_lost(
             lost.append(0)
             raise OperationalError("INSERT", {}, Exception("server closed the connection unexpectedly"))
 
-    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(lasting, "_AGAIN_S", 0.0)
     monkeypatch.setattr(PostgresEventLogStorage, "store_event", lose_the_answer)
     ended = dg.DagsterEvent(event_type_value=dg.DagsterEventType.RUN_SUCCESS.value, job_name="job")
     storage.store_event(
@@ -103,8 +104,8 @@ def test_the_end_of_a_run_outlasts_an_answer_that_is_lost(
 
 
 def test_what_does_not_pass_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_AGAIN_S", 0.0)
-    monkeypatch.setattr(module, "_OUTLAST_S", 0.05)
+    monkeypatch.setattr(lasting, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(lasting, "_OUTLAST_S", 0.05)
     tried = []
 
     def refuse() -> None:
@@ -112,5 +113,5 @@ def test_what_does_not_pass_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch) 
         raise DatabaseUnavailable("It is away.")
 
     with pytest.raises(DatabaseUnavailable):
-        module.outlast(refuse)
+        lasting.outlast(refuse)
     assert len(tried) > 1
