@@ -240,9 +240,7 @@ def test_stop_waits_for_recovery(settings: Settings) -> None:
         with contextlib.closing(psycopg.connect(lease.server.url)) as connection:
             os.kill(connection.info.backend_pid, signal.SIGKILL)
         wait_for(lambda: "reinitializing" in log_of(settings), "recovery begins")
-        began = time.monotonic()
-    assert time.monotonic() - began < 15
-    assert "received immediate shutdown" not in log_of(settings)
+    assert "received immediate shutdown" not in log_of(settings), "that is what ends its patience"
 
 
 def log_of(settings: Settings) -> str:
@@ -362,9 +360,7 @@ def test_killed_server_comes_back_with_what_was_committed(settings: Settings, re
     killed = psutil.Process(pid_of(first))
     killed.kill()
     wait_for(lambda: not postmaster.is_alive(killed.pid), "the server is gone")
-    began = time.monotonic()
     with embedded.lease(settings) as second:
-        assert time.monotonic() - began < 10
         assert second.server == first.server
         assert row(first.server.url, "SELECT answer FROM kept") == (42,)
         assert not postmaster.is_alive(child.pid), "a child of the killed server lives on"
@@ -423,13 +419,12 @@ def test_server_of_another_version_is_refused(settings: Settings) -> None:
         embedded.lease(settings)
 
 
-def test_server_that_dies_says_why(settings: Settings) -> None:
+def test_server_that_dies_says_why(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_START_S", 3600.0)  # nobody waits for the dead
     with (settings.home / "postgres/data/postgresql.conf").open("a") as file:
         file.write("no_such_setting = on\n")
-    began = time.monotonic()
     with pytest.raises(DatabaseUnavailable, match=r"configuration file .* contains errors") as caught:
         embedded.lease(settings)
-    assert time.monotonic() - began < 15
     assert "server.log" in caught.value.hint
     assert caught.value.retryable
 
