@@ -218,6 +218,17 @@ def test_the_wait_ends_when_fewer_than_the_limit_are_left(
     assert limited.value.retry_after_s == pytest.approx(23 * 3600, abs=60)
 
 
+def test_requests_of_the_far_future_limit_like_any_other(
+    ask: Callable[..., ExportRequest], admin: psycopg.Connection
+) -> None:
+    admin.execute(
+        "INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, format, requested_at)"
+        " SELECT 'ann', 'ann', 'custom', 'json', '9000-01-01' FROM generate_series(1, 5)"
+    )
+    with pytest.raises(RateLimited, match="limit of 5"):
+        ask()
+
+
 def test_fifty_identical_ones_are_one(intake: Intake, admin: psycopg.Connection) -> None:
     with ThreadPoolExecutor(50) as pool:
         made = set(
