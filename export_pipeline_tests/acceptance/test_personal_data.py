@@ -17,6 +17,11 @@ from export_pipeline_tests.running import PATIENCE_S, Running
 
 USER = "canary-user-5f3a91"
 CANARIES = [b"canary-user-5f3a91", b"canary.mail.77@example.org", b"canary-click-0b44", b"canary \xe2\x98\x83 text"]
+_ASK = """
+INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, data_types, format)
+VALUES (%s, 'tester', 'custom', '{user_profile}', 'json') RETURNING request_id
+"""
+_LONG_CLAIMED = "UPDATE export_pipeline.export_requests SET claimed_at = now() - interval '1 day' WHERE request_id = %s"
 #: Refuses every change of the user's requests, and quotes a row as PostgreSQL does.
 _REFUSE = """
 CREATE FUNCTION export_pipeline.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -72,9 +77,11 @@ def exported(running: Running) -> Iterator[None]:
 
 def test_a_tick_that_fails_says_so_without_the_text_of_the_database(running: Running, exported: None) -> None:
     """New, and long claimed without a run: one for each sensor. When nothing refuses any more, both are exported."""
-    requests = [running.insert(user_id=USER, data_types=["user_profile"], claimed_at=at) for at in (None, "2026-01-01")]
     with psycopg.connect(running.stack.services.database_url, autocommit=True) as connection:
-        connection.execute(_REFUSE)
+        with connection.transaction():  # no sensor sees the rows before their changes are refused
+            requests = [connection.execute(_ASK, [USER]).fetchone()[0] for _ in range(2)]  # type: ignore[index]
+            connection.execute(_LONG_CLAIMED, [requests[1]])
+            connection.execute(_REFUSE)
         try:
             shown = {name: failed_tick(running, name) for name in ("new_export_requests", "reconcile_export_requests")}
         finally:
