@@ -32,7 +32,8 @@ from export_pipeline.supervisor import Stack
 from export_pipeline_tests import past
 
 #: What is measured → the requests and partitions of its past.
-_PASTS = {"empty": (0, 0), "100k_requests": (100_000, 0), "5k_partitions": (5_000, 5_000)}
+_LIVE = 5_000
+_PASTS = {"empty": (0, 0), "100k_requests": (100_000, 0), "5k_partitions": (_LIVE, _LIVE)}
 _KEPT = 2_000
 #: Longer than the sensor's minimum interval, and not in step with its rounds.
 _PAUSES_S = (1.3, 1.7, 2.2)
@@ -80,7 +81,10 @@ def run(*, requests: int, home: Path) -> dict[str, Any]:
 
 
 def _settings(home: Path) -> Settings:
-    return Settings(_env_file=None, home=home, ui_port=0, api_port=0, max_concurrent_runs=1)  # type: ignore[call-arg]
+    """Nothing of the past is pruned while it is measured."""
+    return Settings(  # type: ignore[call-arg]
+        _env_file=None, home=home, ui_port=0, api_port=0, max_concurrent_runs=1, keep_partitions=2 * _LIVE
+    )
 
 
 def _prepare(stack: Stack, requests: int, partitions: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -451,3 +452,21 @@ def test_the_schedule_does_it_and_says_what_it_did(made: Installation, monkeypat
     assert metadata["missing files"] == [lost.request_id]
     assert made.status(over) == "expired"
     assert door.purge_expired_hourly.default_status is dg.DefaultScheduleStatus.RUNNING
+
+
+def test_a_store_that_is_another_one_does_not_flood_dagster(
+    made: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each hour it would lack every file anew."""
+    lost = [made.completed() for _ in range(3)]
+    for request in lost:
+        made.vault.delete_below(request.request_id)
+    monkeypatch.setattr(door, "services", lambda: made.services)
+    monkeypatch.setattr(door, "_NAMED", 2)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = door.purge_expired.execute_in_process(instance=instance)
+        told = [entry.user_message for entry in instance.all_logs(result.run_id) if entry.level == logging.ERROR]
+    assert [" is not in the store" in line for line in told] == [True, True, False]
+    assert told[2].startswith("3 files are not in the store.")
+    [output] = [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_OUTPUT]
+    assert len(output.event_specific_data.metadata["missing files"].value) == 2
