@@ -8,6 +8,7 @@ partitions, each with a finished run, which is a copy of a real run's rows in Da
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -35,8 +36,9 @@ from export_pipeline_tests import past
 _LIVE = 5_000
 _PASTS = {"empty": (0, 0), "100k_requests": (100_000, 0), "5k_partitions": (_LIVE, _LIVE)}
 _KEPT = 2_000
-#: Longer than the sensor's minimum interval, and not in step with its rounds.
-_PAUSES_S = (1.3, 1.7, 2.2)
+#: Longer than the sensor's minimum interval, and a whole round of it apart: a request that comes a moment after a round
+#: waits for the interval to pass, so pauses in any step with the rounds would measure that.
+_PAUSE_S = (1.2, 6.2)
 _PATIENCE_S = 300.0
 _INSERT = (
     "INSERT INTO export_pipeline.export_requests (user_id, requested_by, request_type, format)"
@@ -105,9 +107,10 @@ def _in_turns(stacks: dict[str, Stack], requests: int) -> dict[str, list[float]]
         for stack in stacks.values():
             _one(stack, number)
     seconds: dict[str, list[float]] = {name: [] for name in stacks}
+    chance = random.Random(1)  # the same pauses each time
     for number in range(requests):
         for name, stack in stacks.items():
-            time.sleep(_PAUSES_S[number % len(_PAUSES_S)])
+            time.sleep(chance.uniform(*_PAUSE_S))
             done = _one(stack, number)
             assert done.completed_at is not None
             seconds[name].append((done.completed_at - done.requested_at).total_seconds())
