@@ -108,11 +108,11 @@ class Retention:
 
     def _report_missing(self, files: FileStore, tracked: Iterable[FileState], present: set[str], purge: Purge) -> None:
         """Somebody took a file away behind our back: that is never put right in silence."""
-        for state in tracked:
-            if state.has_file and state.storage_key not in present:
-                still = state.request_id not in purge.expired if purge.dry_run else files.missing(state)
-                if still:
-                    purge.missing.append(state.request_id)
+        lacking = [state for state in tracked if state.has_file and state.storage_key not in present]
+        if purge.dry_run:
+            purge.missing = [state.request_id for state in lacking if state.request_id not in purge.expired]
+        else:
+            purge.missing = files.missing(lacking)
 
     def _sweep(
         self, files: FileStore, vault: Vault, listing: Iterable[ListedObject], due: set[str], purge: Purge

@@ -21,6 +21,7 @@ from export_pipeline.db.watch import ended, follow
 from export_pipeline.delivery import deliver
 from export_pipeline.identity import Principal, Role
 from export_pipeline.models import Actor, ExportRequest
+from export_pipeline.settings import Settings
 from export_pipeline.sign_in.tokens import Issuer
 from export_pipeline.supervisor import Stack
 from export_pipeline_tests import servers
@@ -42,6 +43,11 @@ def launcher_under_test(folder: Path, launcher: str = LAUNCHER) -> Iterator[dict
         return
     with servers.broker(folder) as broker:
         yield {"launcher": launcher, "broker_url": broker.url}
+
+
+def patient_settings(home: Path, launcher: dict[str, str]) -> Settings:
+    """Of an installation in which tests hold a run in the middle, by locking a table that it reads."""
+    return Settings(_env_file=None, home=home, ui_port=0, api_port=0, source_lock_timeout_s=120, **launcher)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def up(as_json: AsJson = False) -> None:
     """Run the whole system until Ctrl-C: database, Dagster's UI and daemon, run workers."""
     chosen = settings.load()
     for name, nearest in settings.unknown_variables().items():
-        meant = f" Is {nearest} meant?" * bool(nearest)
+        meant = f" Is {nearest} meant?" if nearest else ""
         errors.print(f"[yellow]Warning:[/] {cell(name)} sets nothing.{meant}")
     with supervisor.stop_on_signals() as stopped, _progress(as_json) as progress:
         task = progress.add_task("Starting")

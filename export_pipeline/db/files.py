@@ -50,14 +50,22 @@ SELECT request_id, user_id, %(action)s::text, %(actor)s, %(detail)s::text
 FROM export_pipeline.export_requests WHERE request_id = %(request_id)s
 """
 #: Said once for each file: the purge comes back every hour.
-_MISSING = (
-    _LOG
-    + """
-  AND NOT EXISTS (SELECT FROM export_pipeline.export_audit_logs AS said
-                  WHERE said.request_id = %(request_id)s AND said.action = %(action)s::text
-                    AND said.detail = %(detail)s::text)
-"""
+_MISSING = """
+WITH still AS MATERIALIZED (
+    SELECT request_id, r.user_id, 'The store has no ' || storage_key || '.' AS detail
+    FROM unnest(%(request_ids)s::text[], %(storage_keys)s::text[]) AS asked (request_id, storage_key)
+    JOIN export_pipeline.export_requests AS r USING (request_id)
+    JOIN export_pipeline.export_metadata AS m USING (request_id, storage_key)
+    WHERE status IN ('completed', 'partial') AND removed_at IS NULL
+), logged AS (
+    INSERT INTO export_pipeline.export_audit_logs (request_id, user_id, action, actor, detail)
+    SELECT request_id, user_id, %(action)s::text, %(actor)s, detail FROM still
+    WHERE NOT EXISTS (
+        SELECT FROM export_pipeline.export_audit_logs AS said
+        WHERE said.request_id = still.request_id AND said.action = %(action)s::text AND said.detail = still.detail)
 )
+SELECT request_id FROM still ORDER BY request_id
+"""
 _LOG_ROTATION = "INSERT INTO export_pipeline.export_audit_logs (action, actor, detail) VALUES (%s, %s, %s)"
 _BY_KEY = """
 SELECT coalesce(sealed_for, ''), count(*)
@@ -175,19 +183,23 @@ class FileStore:
                 return
             yield HeldRequest(connection, next(iter(_states(connection, [request_id])), None))
 
-    def missing(self, state: FileState) -> bool:
-        """Write down, once, that a file is not in the store though its request has one.
+    def missing(self, states: Sequence[FileState]) -> list[str]:
+        """Write down, once for each, that files are not in the store though their requests have them.
 
         Returns:
-            Whether that is still so: the request may have moved on meanwhile.
+            The requests of which that is still so: others may have moved on meanwhile.
         """
-        with self._database.connect() as connection:
-            now = next(iter(_states(connection, [state.request_id])), None)
-            if now is None or not now.has_file or now.storage_key != state.storage_key:
-                return False
-            detail = f"The store has no {state.storage_key}."
-            connection.execute(_MISSING, _entry(state.request_id, AuditAction.FILE_MISSING, detail))
-            return True
+        still: list[str] = []
+        for some in (states[first : first + _AT_ONCE] for first in range(0, len(states), _AT_ONCE)):
+            values = {
+                "request_ids": [state.request_id for state in some],
+                "storage_keys": [state.storage_key for state in some],
+                "action": AuditAction.FILE_MISSING.value,
+                "actor": SYSTEM.id,
+            }
+            with self._database.connect() as connection:
+                still += [row[0] for row in connection.execute(_MISSING, values)]
+        return still
 
 
 def _states(connection: Connection, request_ids: Sequence[str]) -> list[FileState]:

@@ -8,21 +8,13 @@ import pytest
 
 from export_pipeline import demo, supervisor
 from export_pipeline.settings import Settings
-from export_pipeline_tests.running import Running, launcher_under_test
+from export_pipeline_tests.running import Running, launcher_under_test, patient_settings
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Patient with locks: tests hold a run in the middle by locking a table that it reads."""
     with launcher_under_test(tmp_path_factory.mktemp("broker")) as launcher:
-        yield Settings(
-            _env_file=None,
-            home=tmp_path_factory.mktemp("faults"),
-            ui_port=0,
-            api_port=0,
-            source_lock_timeout_s=120,
-            **launcher,
-        )
+        yield patient_settings(tmp_path_factory.mktemp("faults"), launcher)
 
 
 @pytest.fixture(scope="module")

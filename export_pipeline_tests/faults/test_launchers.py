@@ -12,7 +12,7 @@ from export_pipeline_tests.faults.test_killed import (
     test_a_killed_run_is_done_again,
     test_a_terminated_run_cancels_its_request,
 )
-from export_pipeline_tests.running import LAUNCHER, LAUNCHERS, Running, launcher_under_test
+from export_pipeline_tests.running import LAUNCHER, LAUNCHERS, Running, launcher_under_test, patient_settings
 
 __all__ = [
     "test_a_killed_run_is_done_again",
@@ -24,14 +24,7 @@ __all__ = [
 def settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """As those of the other tests here, with another launcher."""
     with launcher_under_test(tmp_path_factory.mktemp("broker"), request.param) as launcher:
-        yield Settings(
-            _env_file=None,
-            home=tmp_path_factory.mktemp("faults"),
-            ui_port=0,
-            api_port=0,
-            source_lock_timeout_s=120,
-            **launcher,
-        )
+        yield patient_settings(tmp_path_factory.mktemp("faults"), launcher)
 
 
 def test_a_row_becomes_a_file_or_a_reason(running: Running, settings: Settings) -> None:

@@ -24,11 +24,12 @@ from export_pipeline.db.files import FileStore, HeldRequest
 from export_pipeline.defs import retention as door
 from export_pipeline.delivery import deliver
 from export_pipeline.errors import FileNotVerified, WrongStatus
-from export_pipeline.models import Actor, ExportMetadata, ExportRequest, RequestStatus
+from export_pipeline.models import Actor, AuditAction, ExportMetadata, ExportRequest, RequestStatus
 from export_pipeline.retention import Purge, Retention
 from export_pipeline.settings import Settings
 from export_pipeline.vault.store import Vault
 from export_pipeline.wiring import Services
+from export_pipeline_tests import past
 
 ME = Actor(id="tester")
 LONG_AGO = timedelta(days=40)
@@ -470,3 +471,25 @@ def test_a_store_that_is_another_one_does_not_flood_dagster(
     assert told[2].startswith("3 files are not in the store.")
     [output] = [event for event in result.all_events if event.event_type is dg.DagsterEventType.STEP_OUTPUT]
     assert len(output.event_specific_data.metadata["missing files"].value) == 2
+
+
+def test_every_file_of_a_store_that_is_another_one_is_missed_and_said_once(made: Installation) -> None:
+    """More than are asked for by one statement; the purge comes back every hour."""
+    with psycopg.connect(made.services.database.url) as connection:
+        past.add_requests(connection, range(1, 1202), ended="now()")
+        connection.execute("UPDATE export_pipeline.export_requests SET status = 'deleted' WHERE request_id = 'past-7'")
+    for _ in range(2):
+        assert sorted(made.purge().missing) == sorted(f"past-{number}" for number in range(1, 1202) if number != 7)
+    with made.services.database.connect() as connection:
+        query = "SELECT count(*), count(DISTINCT detail) FROM export_pipeline.export_audit_logs WHERE action = %s"
+        assert connection.execute(query, [AuditAction.FILE_MISSING]).fetchone() == (1200, 1200)
+
+
+def test_a_file_that_moved_on_is_not_missed(made: Installation) -> None:
+    """Between the look at the tables and the word in the trail a request may be deleted, or have another file."""
+    deleted, another, lost = made.completed(), made.completed(), made.completed()
+    files = FileStore(made.services.database)
+    seen = [state for state in files.tracked() if state.has_file]
+    made.execute("UPDATE export_pipeline.export_requests SET status = 'deleted' WHERE request_id = %s", deleted)
+    made.execute("UPDATE export_pipeline.export_metadata SET storage_key = 'other' WHERE request_id = %s", another)
+    assert files.missing(seen) == [lost.request_id]
